@@ -1,0 +1,59 @@
+"""`diffpref COMMAND ...`: find the command's module and run it. Nothing heavy is imported here."""
+
+import importlib
+import logging
+import os
+import sys
+
+from diffpref.errors import RunError, UserError, nearest
+
+COMMANDS = {
+    "demo": "align the embedded model on the embedded preferences and measure it",
+    "data": "import, check and cache preference data",
+    "train": "train a preset",
+    "generate": "images for a prompt set",
+    "score": "scores for folders of generated images",
+    "compare": "a paired comparison of scored folders, with intervals and a page to look at",
+}
+
+
+def usage() -> str:
+    """The text of `diffpref --help`."""
+    rows = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+    return f"usage: diffpref COMMAND [options]\n\n{rows}\n\n`diffpref COMMAND --help` tells a command's options."
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 2 the input is wrong, 1 anything else, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two busy processes otherwise spin each other to a halt
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of torchvision, which nothing here uses
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("diffpref").setLevel(logging.INFO)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    try:
+        if arguments[0] == "--version":
+            from diffpref import __version__
+
+            print(__version__)
+            return 0
+        if arguments[0] not in COMMANDS:
+            raise UserError(f"unknown command {arguments[0]!r}: {nearest(arguments[0], COMMANDS)}")
+        command = importlib.import_module(f"diffpref.cli.{arguments[0]}")
+        command.main(arguments[1:])
+    except UserError as error:
+        print(f"diffpref: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"diffpref: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("diffpref: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The commands: one small module each, with `main(arguments)`. Heavy imports happen inside the command."""

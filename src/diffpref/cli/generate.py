@@ -1,0 +1,58 @@
+"""`diffpref generate MODEL OUTPUT --prompts FILE`: images of a pipeline folder, a run's final/ or a hub id."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from diffpref.cli.parsing import parse
+
+
+@dataclass(frozen=True)
+class Options:
+    """Images for a prompt set, with seeds tied to (seed, prompt, index)."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """A pipeline folder, a hub id, or `embedded`."""
+    output: Annotated[str, tyro.conf.Positional]
+    """The folder to fill; what it already holds of the same set is kept."""
+    prompts: str
+    """A text file with one prompt a line, or `embedded`."""
+    limit: int = 0
+    """Only the first so many prompts; 0 takes all."""
+    images_per_prompt: int = 1
+    seed: int = 0
+    sampler: Literal["ddpm", "ddim", "dpmsolver++", "euler"] = "ddim"
+    steps: int = 50
+    guidance_scale: float = 7.5
+    resolution: int = 0
+    """Side in pixels; 0 takes the model's own."""
+    batch_size: int = 8
+    lora: str | None = None
+    """LoRA weights: a file, or the final/ folder of a LoRA run."""
+    unet: str | None = None
+    """Another U-Net: a folder, or a pipeline folder or hub id that holds one."""
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+
+
+def main(arguments: list[str]) -> None:
+    """Fill the folder and print how many images it holds."""
+    options = parse(Options, arguments, "diffpref generate")
+
+    from pathlib import Path
+
+    from diffpref.evaluate.generate import generate, wishes
+    from diffpref.evaluate.prompts import read_prompts
+    from diffpref.models.loading import best_device, load_backbone, weights_dtype
+    from diffpref.sampling import Sampling
+    from diffpref.train.config import ModelConfig
+
+    prompts = read_prompts(options.prompts)[: options.limit or None]
+    device = best_device()
+    model = ModelConfig(pretrained=options.model, lora=options.lora, unet=options.unet)
+    backbone = load_backbone(model, device, weights_dtype(options.mixed_precision, device), trainable=False)
+    wanted = wishes(prompts, options.images_per_prompt, options.seed)
+    how = Sampling(options.sampler, options.steps, options.guidance_scale)
+    resolution = options.resolution or backbone.resolution
+    generate(backbone, Path(options.output), wanted, how, resolution, options.batch_size)
+    print(f"{len(wanted)} images of {len(prompts)} prompts in {options.output}")

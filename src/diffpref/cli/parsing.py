@@ -1,0 +1,53 @@
+"""Read a command's arguments into a typed record with tyro, with errors of one line."""
+
+import contextlib
+import io
+import re
+from typing import TypeVar
+
+import tyro
+
+from diffpref.errors import UserError
+
+T = TypeVar("T")
+_BOX = re.compile(r"[╭╮╰╯│─]+")
+
+
+def parse(record: type[T], arguments: list[str], prog: str, default: T | None = None) -> T:
+    """Fill `record` (a dataclass) from the arguments; `--help` prints and ends the program.
+
+    Raises UserError with one line where an option is unknown or a value has the wrong type.
+    """
+    given = {} if default is None else {"default": default}
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(shown):
+            return tyro.cli(record, args=arguments, prog=prog, config=(tyro.conf.AvoidSubcommands,), **given)
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+        raise UserError(_one_line(shown.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """The sentences of tyro's message without its frame, its title and its closing hint."""
+    lines = [_BOX.sub("", line).strip() for line in box.splitlines()[1:]]
+    text = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
+    return re.sub(r"\s+", " ", text)
+
+
+def take_flag(arguments: list[str], flag: str) -> tuple[bool, list[str]]:
+    """Whether a flag is given, and the other arguments."""
+    return flag in arguments, [argument for argument in arguments if argument != flag]
+
+
+def take_value(arguments: list[str], option: str) -> tuple[str | None, list[str]]:
+    """The value of `--option VALUE` or `--option=VALUE` (None if absent), and the other arguments."""
+    for place, argument in enumerate(arguments):
+        if argument.startswith(f"{option}="):
+            return argument.removeprefix(f"{option}="), arguments[:place] + arguments[place + 1 :]
+        if argument == option:
+            if place + 1 == len(arguments):
+                raise UserError(f"{option} needs a value")
+            return arguments[place + 1], arguments[:place] + arguments[place + 2 :]
+    return None, arguments

@@ -1,0 +1,1 @@
+"""Preference data: published formats -> the normal form -> what training reads."""

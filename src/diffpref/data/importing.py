@@ -1,0 +1,183 @@
+"""Import a published dataset: read a source, keep the pairs whose images decode, write the normal form."""
+
+import hashlib
+import importlib
+import pkgutil
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, Protocol, cast
+
+from diffpref.data import images, sources
+from diffpref.data.schema import NAMED_ROWS, DatasetSummary, Dropped, Found, PairRow
+from diffpref.data.threads import map_in_order
+from diffpref.data.writing import ShardWriter, new_folder
+from diffpref.errors import UserError, nearest
+from diffpref.progress import Bar
+
+Ties = Literal["keep", "drop", "random"]
+
+
+class Source(Protocol):
+    """What a module in `data/sources` offers."""
+
+    def count(self, path: Path, split: str) -> int: ...
+    def read(self, path: Path, split: str) -> Iterator[Found | Dropped]: ...
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """How to import: the split, what becomes of ties, and the share of bad rows above which to stop."""
+
+    split: str = "train"
+    ties: Ties = "keep"
+    max_bad_share: float = 0.05
+    overwrite: bool = False
+
+
+def import_source(source: str, input: Path, output: Path, options: ImportOptions | None = None) -> DatasetSummary:
+    """Write the pairs of a published dataset at `input` to the folder `output` in the normal form.
+
+    Raises UserError, and leaves nothing at `output`, where the source, the input or the output will not do, where more
+    than `max_bad_share` of the judged rows are bad, or where no pair is left.
+    """
+    options = options or ImportOptions()
+    _check_options(options)
+    reader = find_source(source)
+    if input.resolve().is_relative_to(output.resolve()):
+        raise UserError(f"the output {output} would replace the input {input}: choose another folder")
+    with new_folder(output, options.overwrite) as folder:
+        total = reader.count(input, options.split)
+        if not total:
+            raise UserError(f"{input} is empty: it holds no rows")
+        tally = Tally(total, options.max_bad_share)
+        rows = map_in_order(_with_images_checked, reader.read(input, options.split))
+        with ShardWriter(folder, options.split) as shards, Bar(f"import {source}", total, "pairs") as bar:
+            for row in rows:
+                if pair := tally.count(row, options.ties):
+                    shards.write(pair)
+                bar.advance()
+        tally.finish(input)
+        summary = DatasetSummary(
+            source=source,
+            input=str(input),
+            split=options.split,
+            options={"ties": options.ties, "max_bad_share": options.max_bad_share},
+            read=tally.read,
+            kept=tally.kept,
+            ties=tally.ties,
+            dropped=dict(tally.dropped.most_common()),
+            dropped_rows=tally.named,
+        )
+        summary.write(folder)
+    if options.ties == "keep" and summary.ties == summary.kept:
+        print(
+            f"diffpref: warning: every pair in {output} is a tie; there is no preference to train on", file=sys.stderr
+        )
+    return summary
+
+
+def find_source(name: str) -> Source:
+    """The source module of that name. Raises UserError with the nearest name where there is none."""
+    known = [module.name for module in pkgutil.iter_modules(sources.__path__)]
+    if name not in known:
+        raise UserError(f"unknown source {name!r}: {nearest(name, known)}")
+    return cast(Source, importlib.import_module(f"diffpref.data.sources.{name}"))
+
+
+@dataclass
+class Tally:
+    """Counts the rows of an import by what becomes of them, and stops it when too many are bad."""
+
+    total: int
+    max_bad_share: float
+    read: int = 0
+    judged: int = 0  # read, without the rows that the source left out on purpose
+    kept: int = 0
+    ties: int = 0
+    bad: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    named: list[Dropped] = field(default_factory=list)
+    first_bad: Dropped | None = None
+    bad_reasons: Counter[str] = field(default_factory=Counter)
+
+    def count(self, row: Found | Dropped, ties: Ties) -> PairRow | None:
+        """Count the row; the pair to write, or None where it is dropped. Raises UserError as soon as it must."""
+        self.read += 1
+        self.judged += isinstance(row, Found) or row.bad
+        if isinstance(row, Found) and row.pair.label == 0.5:
+            self.ties += 1
+            if ties == "drop":
+                row = Dropped(row.file, row.row, "tie", bad=False)
+            elif ties == "random":
+                row = replace(row, pair=broken_tie(row.pair))
+        if isinstance(row, Found):
+            self.kept += 1
+            return row.pair
+        self._drop(row)
+        return None
+
+    def finish(self, input: Path) -> None:
+        """Judge the whole. Raises UserError where too many judged rows are bad or no pair is left."""
+        self._stop_if_too_many(self.judged)
+        if not self.kept:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in self.dropped.most_common())
+            raise UserError(f"no pair of {input} is left; of {self.read} rows were dropped: {reasons}")
+
+    def _drop(self, row: Dropped) -> None:
+        self.dropped[row.reason] += 1
+        if len(self.named) < NAMED_ROWS:
+            self.named.append(row)
+        if row.bad:
+            self.bad += 1
+            self.bad_reasons[row.reason] += 1
+            self.first_bad = self.first_bad or row
+            self._stop_if_too_many(self.total)  # even if all that follow are good
+
+    def _stop_if_too_many(self, rows: int) -> None:
+        if not self.bad or self.bad / rows <= self.max_bad_share:
+            return
+        (reason, count), *_ = self.bad_reasons.most_common(1)
+        raise UserError(
+            f"more than {self.max_bad_share:.3g} of {rows} rows are bad: {self.bad} after reading {self.read}, "
+            f"most often {reason} ({count}); the first: {self.first_bad}"
+        )
+
+
+def broken_tie(pair: PairRow) -> PairRow:
+    """The tie decided by a coin that its id fixes: label 1, the images left or exchanged."""
+    if hashlib.sha256(pair.id.encode()).digest()[0] % 2 == 0:
+        return replace(pair, label=1.0)
+    return replace(
+        pair,
+        label=1.0,
+        chosen=pair.rejected,
+        rejected=pair.chosen,
+        chosen_prompt=pair.rejected_prompt,
+        rejected_prompt=pair.chosen_prompt,
+        chosen_id=pair.rejected_id,
+        rejected_id=pair.chosen_id,
+        chosen_model=pair.rejected_model,
+        rejected_model=pair.chosen_model,
+    )
+
+
+def _with_images_checked(row: Found | Dropped) -> Found | Dropped:
+    if isinstance(row, Dropped):
+        return row
+    for side, data in (("chosen", row.pair.chosen), ("rejected", row.pair.rejected)):
+        try:
+            images.decode(data)
+        except images.BadImage as error:
+            return Dropped(row.file, row.row, f"image_{error.reason}", f"the {side} image: {error}")
+    return row
+
+
+def _check_options(options: ImportOptions) -> None:
+    if not re.fullmatch(r"\w+", options.split):
+        raise UserError(f"{options.split!r} is no name for a split: letters, digits and underscores only")
+    if not 0 <= options.max_bad_share <= 1:
+        raise UserError(f"the share of bad rows must lie between 0 and 1, not {options.max_bad_share:g}")

@@ -1,0 +1,30 @@
+"""From a decoded image to the tensor that the VAE takes; the published script's resize and crop."""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def to_pixels(image: Image.Image, resolution: int, crop: str) -> Tensor:
+    """An RGB image as (3, resolution, resolution) fp32 in [-1, 1], resized bilinearly with antialiasing.
+
+    crop "center": the shortest side becomes the resolution, then the middle square is kept (torchvision's Resize and
+    CenterCrop, which Diffusion-DPO's train.py uses). "none": both sides are squeezed to the resolution.
+    """
+    if crop == "none":
+        return _tensor(image.resize((resolution, resolution), Image.Resampling.BILINEAR))
+    width, height = image.size
+    if width <= height:
+        resized = (resolution, int(resolution * height / width))
+    else:
+        resized = (int(resolution * width / height), resolution)
+    if resized != image.size:
+        image = image.resize(resized, Image.Resampling.BILINEAR)
+    left, top = round((resized[0] - resolution) / 2), round((resized[1] - resolution) / 2)
+    return _tensor(image.crop((left, top, left + resolution, top + resolution)))
+
+
+def _tensor(image: Image.Image) -> Tensor:
+    array = np.array(image, dtype=np.float32) / 127.5 - 1
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()

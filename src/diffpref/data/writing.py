@@ -1,0 +1,132 @@
+"""Write a dataset folder: shards in bounded memory, in a folder that appears whole or not at all."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from diffpref.data.schema import SCHEMA, PairRow, read_dataset_file
+from diffpref.errors import UserError
+
+GROUP_ROWS = 64  # a row group is what a random access reads
+GROUP_BYTES = 16 * 2**20
+SHARD_BYTES = 256 * 2**20
+_PLAIN = ("id", "prompt", "chosen_prompt", "rejected_prompt", "label", "weight", "margin", "chosen_id", "rejected_id")
+_IMAGES = ("chosen.bytes", "chosen.path", "rejected.bytes", "rejected.path")
+_REPEATED = ("chosen_model", "rejected_model", "source", "group_id", "annotator_id")  # worth a dictionary
+
+
+class ShardWriter:
+    """Write rows to `<split>-00000.parquet`, `<split>-00001.parquet`, ... Use it as a context manager."""
+
+    def __init__(self, folder: Path, split: str, group_rows: int = GROUP_ROWS, shard_bytes: int = SHARD_BYTES) -> None:
+        self._folder, self._split = folder, split
+        self._group_rows, self._shard_bytes = group_rows, shard_bytes
+        self._rows: list[PairRow] = []
+        self._buffered = self._written = self._shards = 0
+        self._file: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is None:
+            self._flush()
+        self._close()
+
+    def write(self, row: PairRow) -> None:
+        """Add a row; it reaches the disk with its row group."""
+        self._rows.append(row)
+        self._buffered += len(row.chosen) + len(row.rejected)
+        if len(self._rows) >= self._group_rows or self._buffered >= GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._rows:
+            return
+        if self._file is None:
+            self._file = _parquet_writer(self._folder / f"{self._split}-{self._shards:05d}.parquet")
+            self._shards += 1
+        table = pa.Table.from_pylist([row.as_record() for row in self._rows], SCHEMA)
+        self._file.write_table(table, row_group_size=len(self._rows))
+        self._written += self._buffered
+        self._rows, self._buffered = [], 0
+        if self._written >= self._shard_bytes:
+            self._close()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file, self._written = None, 0
+
+
+def _parquet_writer(file: Path) -> pq.ParquetWriter:
+    options: dict[str, Any] = {
+        "compression": {name: "NONE" if name in _IMAGES else "ZSTD" for name in (*_PLAIN, *_IMAGES, *_REPEATED)},
+        "use_dictionary": list(_REPEATED),
+        "write_statistics": False,  # the least and greatest image of a group are of no use
+        "write_page_checksum": True,  # a flipped bit is found when the page is read
+    }
+    return pq.ParquetWriter(file, SCHEMA, **options)
+
+
+@contextmanager
+def new_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A folder to fill: it stands at `output` when the block ends well, and leaves nothing when it does not.
+
+    Raises UserError where `output` is taken (with `overwrite`: by anything but a dataset of ours) or not writable.
+    """
+    _refuse_taken(output, overwrite)
+    target = output.resolve()  # a link to a folder stays a link
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    missing = [folder for folder in target.parents if not folder.exists()]
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        _put(partial, target)
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror or error}") from error
+    finally:
+        if partial.exists():
+            shutil.rmtree(partial, ignore_errors=True)
+            for folder in missing:
+                with suppress(OSError):  # somebody else's file stands in it by now
+                    folder.rmdir()
+
+
+def _refuse_taken(output: Path, overwrite: bool) -> None:
+    try:
+        if not output.exists() and not output.is_symlink():
+            return
+        if not output.is_dir():
+            raise UserError(f"{output} exists and is no folder")
+        taken = any(output.iterdir())
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror or error}") from error
+    if not taken:
+        return
+    if not overwrite:
+        raise UserError(f"{output} exists and is not empty: choose another folder, or --overwrite a dataset")
+    if read_dataset_file(output) is None:
+        raise UserError(f"{output} is not empty and holds no dataset of diffpref, so it is not overwritten")
+
+
+def _put(partial: Path, target: Path) -> None:
+    """Rename the finished folder into place; a former dataset there goes away only after that."""
+    if not target.exists():
+        partial.rename(target)
+        return
+    former = target.with_name(f".{target.name}.former-{os.getpid()}")
+    target.rename(former)
+    try:
+        partial.rename(target)
+    except OSError:
+        former.rename(target)
+        raise
+    shutil.rmtree(former, ignore_errors=True)

@@ -1,0 +1,19 @@
+"""The one error for what a user got wrong, and the nearest right name."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """The user's input is wrong. Its message is one clear line; the command ends with exit code 2, no traceback."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Text that helps with a wrong name: the nearest known one, or all of them when none is near."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+class RunError(Exception):
+    """A run cannot go on, through no fault of the input. Its message is one line; the command ends with exit code 1."""

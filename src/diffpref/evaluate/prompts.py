@@ -1,0 +1,23 @@
+"""Prompt sets: a text file with one prompt a line, or the embedded world's held-out prompts."""
+
+from pathlib import Path
+
+from diffpref.errors import UserError
+
+
+def read_prompts(source: str) -> list[str]:
+    """The prompts of a text file (blank lines are left out), or of `embedded`.
+
+    Raises UserError where the file is missing, not text, or holds no prompt.
+    """
+    from diffpref.embedded import PROMPTS
+
+    path = PROMPTS if source == "embedded" else Path(source)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"prompts: {path} cannot be read: {error}") from error
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise UserError(f"prompts: {path} holds no prompt")
+    return prompts

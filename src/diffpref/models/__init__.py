@@ -1,0 +1,1 @@
+"""Model families, one file each; `load(...)` of a family gives its Backbone."""

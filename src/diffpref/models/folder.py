@@ -1,0 +1,89 @@
+"""Pipeline folders on disk: found locally or fetched from the hub, looked at before anything heavy is loaded."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from diffpref.errors import UserError, nearest
+
+FETCHED = ["*.json", "*/*.json", "*/*.txt", "*/*.model", "*/diffusion_pytorch_model*.safetensors", "*/model*.safetensors"]
+NOT_FETCHED = ["*.fp16.*", "*.non_ema.*", "*.bf16.*", "safety_checker/*"]
+
+
+def resolve(pretrained: str, revision: str | None = None) -> Path:
+    """The local folder of a pipeline: `embedded`, a path, or a hub id, which is fetched once into the hub's cache.
+
+    Raises UserError with one line where there is neither.
+    """
+    if pretrained == "embedded":
+        from diffpref.embedded import MODEL
+
+        return MODEL
+    if Path(pretrained).is_dir():
+        return Path(pretrained)
+    if Path(pretrained).exists() or pretrained.startswith((".", "/", "~")) or pretrained.count("/") != 1:
+        raise UserError(f"model.pretrained: {pretrained} is no folder and no hub id of the form owner/name")
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = snapshot_download(pretrained, revision=revision, allow_patterns=FETCHED, ignore_patterns=NOT_FETCHED)
+    except Exception as error:  # the hub's client raises many kinds: HTTP, offline, not found, bad id
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model.pretrained: {pretrained} is no folder here and could not be fetched: {reason}") from error
+    return Path(found)
+
+
+def component(pipeline: Path, name: str) -> Path:
+    """The subfolder of one part of a pipeline; raises UserError naming what the folder lacks."""
+    if not (pipeline / "model_index.json").is_file():
+        raise UserError(f"{pipeline} is no diffusers pipeline folder: it has no model_index.json")
+    folder = pipeline / name
+    if not folder.is_dir():
+        there = sorted(path.name for path in pipeline.iterdir() if path.is_dir())
+        raise UserError(f"{pipeline} has no {name}/ folder ({nearest(name, there)})")
+    return folder
+
+
+def override(place: str, name: str) -> Path:
+    """A part given on its own: a folder with config.json, or a pipeline folder or hub id that holds it."""
+    if (Path(place) / "config.json").is_file():
+        return Path(place)
+    found = resolve(place)
+    return found if (found / "config.json").is_file() else component(found, name)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; raises UserError naming the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 over a part's config and weight files: what the results computed with it depend on."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", ".json", ".txt", ".bin"):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                while piece := file.read(1 << 20):
+                    digest.update(piece)
+    return digest.hexdigest()
+
+
+def copy_pipeline(source: Path, target: Path, without: set[str]) -> None:
+    """Copy a pipeline's index and parts, but for those in `without`."""
+    index = read_json(source / "model_index.json")
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source / "model_index.json", target / "model_index.json")
+    for name in index:
+        if name not in without and (source / name).is_dir():
+            shutil.copytree(source / name, target / name, dirs_exist_ok=True)
+
+
+def copy_part(source: Path, target: Path) -> None:
+    """Copy one part's config and weights."""
+    shutil.copytree(source, target, dirs_exist_ok=True)

@@ -1,0 +1,203 @@
+"""Stable Diffusion 1.x and 2.x: a UNet2DConditionModel on VAE latents with one CLIP text encoder.
+
+The parts are loaded when first used: a run on a finished store never loads the VAE or the text encoder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffpref.errors import UserError
+from diffpref.models import folder
+from diffpref.schedules import DiffusionSchedule, from_scheduler_config
+from diffpref.train.config import ModelConfig
+from diffpref.types import Cond
+
+
+@dataclass
+class Parts:
+    """What stands around the U-Net, frozen, each loaded on first use. `dtype` is that of its weights."""
+
+    pipeline: Path
+    vae_folder: Path
+    device: torch.device
+    dtype: torch.dtype
+    vae_config: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.vae_config = folder.read_json(self.vae_folder / "config.json")
+        self.text_folder = folder.component(self.pipeline, "text_encoder")
+        self.tokenizer_folder = folder.component(self.pipeline, "tokenizer")
+
+    @cached_property
+    def vae(self) -> Any:
+        from diffusers import AutoencoderKL
+
+        loaded = _load(AutoencoderKL, self.vae_folder, torch.float32)  # fp16 overflows in many VAEs
+        return loaded.to(self.device).eval().requires_grad_(False)
+
+    @cached_property
+    def text_encoder(self) -> Any:
+        from transformers import CLIPTextModel
+
+        return _load(CLIPTextModel, self.text_folder, self.dtype).to(self.device).eval().requires_grad_(False)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        from transformers import CLIPTokenizer
+
+        return CLIPTokenizer.from_pretrained(self.tokenizer_folder)
+
+    @cached_property
+    def scheduler_config(self) -> dict[str, Any]:
+        return folder.read_json(folder.component(self.pipeline, "scheduler") / "scheduler_config.json")
+
+
+@dataclass
+class StableDiffusion:
+    """The Backbone of Stable Diffusion 1.x and 2.x. Conditioning: {"text": (rows, tokens, width)}."""
+
+    net: Any
+    schedule: DiffusionSchedule
+    parts: Parts
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts.device
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Unscaled mean latents (n, C, h, w) fp32 of pixels (n, 3, H, W) in [-1, 1]."""
+        return self.parts.vae.encode(pixels.to(self.device, torch.float32)).latent_dist.mean
+
+    def scale_latents(self, latents: Tensor) -> Tensor:
+        return latents * self.parts.vae_config.get("scaling_factor", 0.18215)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels (n, 3, H, W) fp32 in [0, 1] of scaled latents."""
+        unscaled = latents.to(self.device, torch.float32) / self.parts.vae_config.get("scaling_factor", 0.18215)
+        return (self.parts.vae.decode(unscaled).sample / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> Cond:
+        """The text encoder's last hidden states, {"text": (n, tokens, width)} in the encoder's dtype."""
+        tokenizer = self.parts.tokenizer
+        tokens = tokenizer(
+            prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        )
+        return {"text": self.parts.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state}
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The U-Net's prediction (rows, C, h, w)."""
+        dtype = next(self.net.parameters()).dtype if not torch.is_autocast_enabled(x_t.device.type) else x_t.dtype
+        return self.net(x_t.to(dtype), t, encoder_hidden_states=cond["text"].to(dtype), return_dict=False)[0]
+
+    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
+        """(C, h, w) of a square image's latents; raises UserError for a side that the VAE cannot halve evenly."""
+        shrink = 2 ** (len(self.parts.vae_config["block_out_channels"]) - 1)
+        if resolution % shrink:
+            raise UserError(f"data.resolution: {resolution} is no multiple of the VAE's {shrink}")
+        return self.parts.vae_config["latent_channels"], resolution // shrink, resolution // shrink
+
+    @property
+    def scheduler_config(self) -> dict[str, Any]:
+        """The pipeline's scheduler_config.json, for samplers."""
+        return self.parts.scheduler_config
+
+    @property
+    def resolution(self) -> int:
+        """The side in pixels at which the network was trained."""
+        shrink = 2 ** (len(self.parts.vae_config["block_out_channels"]) - 1)
+        return self.net.config.sample_size * shrink
+
+    def identity(self) -> dict[str, str]:
+        """Hashes of what latents (`vae`) and text embeddings (`text`) depend on."""
+        text = folder.weights_hash(self.parts.text_folder) + folder.weights_hash(self.parts.tokenizer_folder)
+        return {"vae": folder.weights_hash(self.parts.vae_folder), "text": text}
+
+    def save(self, target: Path, lora: bool) -> None:
+        """Write `target` as plain diffusers opens it: the whole pipeline with this U-Net, or its LoRA weights."""
+        if lora:
+            _save_lora(self.net, target)
+            return
+        folder.copy_pipeline(self.parts.pipeline, target, without={"unet", "vae"})
+        folder.copy_part(self.parts.vae_folder, target / "vae")
+        self.net.save_pretrained(target / "unet")
+
+
+def load(model: ModelConfig, device: torch.device, weights: torch.dtype, trainable: bool) -> StableDiffusion:
+    """Load the family's Backbone from `model.pretrained` with its overrides.
+
+    weights: dtype of what never trains. The U-Net is fp32 if all of it trains, else `weights` with fp32 adapters.
+    Raises UserError where a part is missing.
+    """
+    from diffusers import UNet2DConditionModel
+
+    pipeline = folder.resolve(model.pretrained, model.revision)
+    vae = folder.override(model.vae, "vae") if model.vae else folder.component(pipeline, "vae")
+    parts = Parts(pipeline, vae, device, weights)
+    schedule = from_scheduler_config(parts.scheduler_config)
+    unet = folder.override(model.unet, "unet") if model.unet else folder.component(pipeline, "unet")
+    full = trainable and model.lora_rank == 0
+    net = _load(UNet2DConditionModel, unet, torch.float32 if full else weights).to(device)
+    net.requires_grad_(full)
+    if model.lora:
+        _load_lora(net, model.lora)
+    if trainable and model.lora_rank:
+        _add_lora(net, model)
+    return StableDiffusion(net, schedule, parts)
+
+
+def _load(kind: Any, path: Path, dtype: torch.dtype) -> Any:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        return kind.from_pretrained(path, torch_dtype=dtype)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{path} does not load as a {kind.__name__}: {reason}") from error
+
+
+def _add_lora(net: Any, model: ModelConfig) -> None:
+    from peft import LoraConfig
+
+    config = LoraConfig(
+        r=model.lora_rank,
+        lora_alpha=model.lora_alpha or model.lora_rank,
+        target_modules=list(model.lora_targets),
+        init_lora_weights="gaussian",
+    )
+    try:
+        net.add_adapter(config)
+    except ValueError as error:
+        raise UserError(f"model.lora_targets: {str(error).splitlines()[0]}") from error
+    for parameter in net.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def _save_lora(net: Any, target: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft.utils import get_peft_model_state_dict
+
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(net))
+    metadata = {"unet_lora_adapter_metadata": net.peft_config["default"].to_dict()}
+    StableDiffusionPipeline.save_lora_weights(target, unet_lora_layers=layers, safe_serialization=True, **metadata)
+
+
+def _load_lora(net: Any, place: str) -> None:
+    path = Path(place) / "pytorch_lora_weights.safetensors" if Path(place).is_dir() else Path(place)
+    if not path.is_file():
+        raise UserError(f"model.lora: {path} is not there")
+    net.load_lora_adapter(str(path), prefix="unet", use_safetensors=True)
+    net.fuse_lora()
+    net.unload_lora()

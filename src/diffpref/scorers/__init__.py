@@ -1,0 +1,1 @@
+"""Reward models: one module each, which exposes `load(device) -> Scorer`. The module's name is the scorer's name."""

@@ -1,0 +1,249 @@
+"""The training loop: examine the policy at points, take the objective's loss, step; all else is in its own file."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from diffpref.data.loader import Choice, Loader
+from diffpref.errors import RunError
+from diffpref.models.loading import load_backbone, weights_dtype
+from diffpref.progress import Bar
+from diffpref.reference import Reference, adapters_off, frozen_copy
+from diffpref.train import checkpoint, validation
+from diffpref.train.config import Config
+from diffpref.train.optimizers import make_lr_schedule, make_optimizer
+from diffpref.train.preferences import open_preferences
+from diffpref.train.run_folder import RunFolder
+from diffpref.types import Backbone, Outputs
+
+log = logging.getLogger("diffpref")
+NON_FINITE_LIMIT = 3  # steps in a row
+
+
+@dataclass
+class Position:
+    """Where a run stands. With the configuration, this is all that decides the next sample."""
+
+    step: int = 0
+    non_finite: int = 0
+
+
+def train(config: Config, resume: bool = False) -> Path:
+    """Train as configured and return the run folder; `resume` goes on from its newest valid checkpoint.
+
+    Raises UserError for wrong input, RunError when three steps in a row have no finite gradient.
+    """
+    accelerator = Accelerator(mixed_precision=config.train.mixed_precision, cpu=not torch.cuda.is_available())
+    weights = weights_dtype(config.train.mixed_precision, accelerator.device)
+    run = RunFolder(Path(config.output_dir))
+    if accelerator.is_main_process:
+        run.claim(config, resume)
+    torch.manual_seed(config.train.seed)  # the adapters' first values; samples draw from their own generators
+    backbone = load_backbone(config.model, accelerator.device, weights, trainable=True)
+    loader, heldout, choice = open_preferences(config, backbone, accelerator)
+    if accelerator.is_main_process:
+        _announce(config, choice)
+    reference = None
+    if config.objective.needs_reference:
+        reference = adapters_off(backbone) if config.model.lora_rank else frozen_copy(backbone)
+    if config.train.gradient_checkpointing:
+        backbone.net.enable_gradient_checkpointing()
+    trained = [parameter for parameter in backbone.net.parameters() if parameter.requires_grad]
+    optimizer: Any = make_optimizer(trained, config.train)
+
+    position = Position()
+    if resume:
+        position = _resume(run, backbone, optimizer, accelerator)
+    schedule = make_lr_schedule(optimizer, config.train, accelerator.num_processes, position.step)
+    net, optimizer = accelerator.prepare(backbone.net, optimizer)
+    policy = replace(backbone, net=net)
+
+    def look(step: int) -> None:
+        """Validate, on the main process; the others wait."""
+        if accelerator.is_main_process:
+            if heldout is not None:
+                with accelerator.autocast():
+                    found = validation.heldout_metrics(
+                        backbone, reference, config.objective, config.points, heldout, config.validation
+                    )
+                run.log({"step": step, **found})
+            folder = run.samples / f"step-{step}"
+            validation.sample_images(backbone, folder, config.validation, config.data.resolution)
+        accelerator.wait_for_everyone()
+
+    def keep() -> None:
+        if accelerator.is_main_process:
+            state = {"non_finite": position.non_finite, "config": config.output_dir}
+            captured = checkpoint.capture(position.step, backbone.net, optimizer, state)
+            checkpoint.save(run.checkpoints, captured, config.train.checkpoints_total_limit)
+        accelerator.wait_for_everyone()
+
+    if position.step == 0:
+        look(0)
+    bar = Bar("training", config.train.max_steps, "steps", position.step) if accelerator.is_main_process else None
+    clock = _Clock(config.train.batch_size * config.train.gradient_accumulation_steps * accelerator.num_processes)
+    try:
+        if bar:
+            bar.__enter__()
+        while position.step < config.train.max_steps:
+            entry = _step(config, accelerator, policy, reference, loader, optimizer, position)
+            schedule.step()
+            position.step += 1
+            clock.count()
+            if bar:
+                bar.advance(note=f"loss {entry['loss']:.4f}")
+            last = position.step == config.train.max_steps
+            if accelerator.is_main_process and (last or position.step % config.train.logging_steps == 0):
+                run.log({"step": position.step, "pairs_seen": position.step * clock.items, **entry, **clock.rate()})
+            with clock.stopped():
+                if last or _due(position.step, config.validation.steps):
+                    look(position.step)
+                if last or _due(position.step, config.train.checkpointing_steps):
+                    keep()
+    except KeyboardInterrupt:
+        log.warning("interrupted at step %d; add --resume to go on from the last checkpoint", position.step)
+        raise
+    finally:
+        if bar:
+            bar.__exit__(None, None, None)
+    if accelerator.is_main_process:
+        backbone.save(run.final, lora=config.model.lora_rank > 0)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return run.path
+
+
+def _step(
+    config: Config,
+    accelerator: Accelerator,
+    policy: Backbone,
+    reference: Reference | None,
+    loader: Loader,
+    optimizer: Any,
+    position: Position,
+) -> dict[str, float]:
+    """One optimizer step over batch x accumulation x processes items; what it logs.
+
+    The loss is divided by the number of all these items, so how they are split changes nothing.
+    """
+    size, micros, processes = (
+        config.train.batch_size,
+        config.train.gradient_accumulation_steps,
+        accelerator.num_processes,
+    )
+    items = size * micros * processes
+    seen: dict[str, list[Tensor]] = {}
+    offenders: list[str] = []
+    for micro in range(micros):
+        first = position.step * items + (micro * processes + accelerator.process_index) * size
+        batch = loader.batch(list(range(first, first + size)))
+        points = config.points(batch, policy.schedule)
+        with accelerator.autocast():
+            known = reference(points) if reference else None
+            predicted = policy.predict(points.x_t, points.t, points.cond)
+        losses, metrics = config.objective(Outputs(predicted, points.target, known, points.label, points.weight))
+        offenders += [name for name, fine in zip(batch.id, losses.isfinite().tolist(), strict=True) if not fine]
+        for name, values in {"loss": losses.detach(), **metrics}.items():
+            seen.setdefault(name, []).append(values)
+        with _synchronised(accelerator, policy.net, last=micro == micros - 1):
+            # DDP averages over processes what it should sum
+            accelerator.backward((losses * points.weight).sum() / items * processes)
+
+    grad_norm = accelerator.clip_grad_norm_(policy.net.parameters(), config.train.max_grad_norm or math.inf)
+    entry = _averages(accelerator, seen)
+    entry |= {"lr": optimizer.param_groups[0]["lr"], "grad_norm": float(grad_norm)}
+    if accelerator.scaler is None and not (math.isfinite(entry["loss"]) and math.isfinite(entry["grad_norm"])):
+        _refuse(position, offenders)
+    else:
+        position.non_finite = 0
+        optimizer.step()
+    optimizer.zero_grad()
+    return entry
+
+
+def _refuse(position: Position, offenders: list[str]) -> None:
+    """A gradient that is not finite is never applied; three in a row end the run."""
+    position.non_finite += 1
+    names = ", ".join(offenders) or "no single sample's loss"
+    log.warning("step %d is not finite and was not applied (%s)", position.step + 1, names)
+    if position.non_finite >= NON_FINITE_LIMIT:
+        raise RunError(f"{NON_FINITE_LIMIT} steps in a row were not finite, the last at step {position.step + 1}: {names}")
+
+
+def _averages(accelerator: Accelerator, seen: dict[str, list[Tensor]]) -> dict[str, float]:
+    """The mean of each metric over all items of all processes."""
+    means = torch.stack([torch.cat(values).float().mean() for values in seen.values()])
+    means = accelerator.reduce(means, reduction="mean")
+    return dict(zip(seen, means.tolist(), strict=True))
+
+
+def _synchronised(accelerator: Accelerator, net: Any, last: bool) -> Any:
+    """Gradients travel between processes only with the last micro-batch."""
+    import contextlib
+
+    return contextlib.nullcontext() if last else accelerator.no_sync(net)
+
+
+def _resume(run: RunFolder, backbone: Backbone, optimizer: Any, accelerator: Accelerator) -> Position:
+    found, damaged = checkpoint.newest(run.checkpoints)
+    for path in damaged:
+        log.warning("%s is damaged and was passed over", path)
+    step = 0
+    position = Position()
+    if found:
+        checkpoint.restore(found, backbone.net, optimizer)
+        step = found.step
+        position = Position(step=step, non_finite=found.state["non_finite"])
+    if accelerator.is_main_process:
+        run.rewind_metrics(step)
+        log.info("going on from step %d", step)
+    accelerator.wait_for_everyone()
+    return position
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _announce(config: Config, choice: Choice) -> None:
+    kind = "pairs" if config.objective.needs_pairs else "images"
+    left_out = ", ".join(f"{count} {reason}" for reason, count in choice.dropped.items() if count)
+    text = f"{len(choice.train)} {kind} to train on, {len(choice.heldout)} held out"
+    log.info("%s%s", text, f"; left out: {left_out}" if left_out else "")
+
+
+class _Clock:
+    """Items a second since the last reading, without the time of validation and saving."""
+
+    def __init__(self, items: int) -> None:
+        self.items = items
+        self._started, self._steps = time.perf_counter(), 0
+
+    def count(self) -> None:
+        self._steps += 1
+
+    def rate(self) -> dict[str, float]:
+        now = time.perf_counter()
+        rate = self._steps * self.items / max(now - self._started, 1e-9)
+        self._started, self._steps = now, 0
+        return {"pairs_per_second": rate}
+
+    def stopped(self) -> Any:
+        import contextlib
+
+        @contextlib.contextmanager
+        def pause() -> Any:
+            before = time.perf_counter()
+            yield
+            self._started += time.perf_counter() - before
+
+        return pause()

@@ -1,0 +1,86 @@
+"""The run folder: who may write into it, and its small files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from diffpref.errors import UserError
+from diffpref.train.config import Config, from_yaml, to_yaml
+
+# What may change between a run and its continuation without making it another run.
+FREE_TO_CHANGE = {"checkpointing_steps", "checkpoints_total_limit", "logging_steps", "max_steps"}
+
+
+class RunFolder:
+    """The files of one run. Only the main process writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.samples = path / "samples"
+        self.final = path / "final"
+        self._metrics = path / "metrics.jsonl"
+
+    def claim(self, config: Config, resume: bool) -> None:
+        """Make the folder this run's. Raises UserError if it holds another run, or one not to be resumed."""
+        held = self.path / "config.yaml"
+        if held.is_file() and not resume:
+            raise UserError(f"output_dir: {self.path} holds a run; add --resume to go on with it, or choose another")
+        if held.is_file():
+            _refuse_changes(from_yaml(held, Config()), config, held)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            held.write_text(to_yaml(config), encoding="utf-8")
+            environment = json.dumps(_environment(), indent=1)
+            (self.path / "environment.json").write_text(environment, encoding="utf-8")
+        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+            raise UserError(f"output_dir: cannot write {self.path}: {error.strerror}") from error
+
+    def rewind_metrics(self, step: int) -> None:
+        """Forget logged lines after `step`: the run goes on from there and will log them again."""
+        if not self._metrics.is_file():
+            return
+        kept = [line for line in self._metrics.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        self._metrics.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Append one object to metrics.jsonl."""
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):  # a line cut off when the run was killed
+        return float("inf")
+
+
+def _refuse_changes(held: Config, config: Config, file: Path) -> None:
+    for group in ("model", "data", "objective", "points", "train"):
+        before, now = (dataclasses.asdict(getattr(entry, group)) for entry in (held, config))
+        for key in sorted(set(before) | set(now)):
+            if key not in FREE_TO_CHANGE and before.get(key) != now.get(key):
+                raise UserError(
+                    f"{group}.{key}: the run to resume has {before.get(key)!r} ({file}), not {now.get(key)!r}"
+                )
+
+
+def _environment() -> dict[str, Any]:
+    import torch
+
+    packages = ("diffpref", "torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors")
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version(name) for name in packages},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+    }

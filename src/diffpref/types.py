@@ -1,0 +1,146 @@
+"""The frozen records that flow through a training step: Batch -> Points -> Outputs -> (loss per row, Metrics).
+
+Rows and items: an *item* is what a loss is computed for, a pair or a single image. A batch of n pairs has 2 n rows,
+the n chosen images first, then the n rejected ones in the same order; a batch of n single images has n rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Cond = dict[str, "Tensor"]  # conditioning per row; what its keys mean is known to models/ alone
+Metrics = dict[str, "Tensor"]  # per item, unreduced, detached
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clean latents with their conditioning.
+
+    latents: (rows, C, H, W) fp32, shifted and scaled as the network expects them.
+    label: (items,) fp32, the probability that chosen is the better one. weight: (items,) fp32.
+    id: the items' names. draw: the items' seeds, each a function of (seed, epoch, place) alone.
+    """
+
+    latents: Tensor
+    cond: Cond
+    label: Tensor
+    weight: Tensor
+    id: tuple[str, ...]
+    draw: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Points:
+    """Where the policy is examined: noisy latents, their times and what should be predicted there.
+
+    x_t, target: (rows, C, H, W) fp32. t: (rows,) int64. label, weight: (items,).
+    """
+
+    x_t: Tensor
+    t: Tensor
+    target: Tensor
+    cond: Cond
+    label: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What policy and reference predicted at the points. policy, target, reference: (rows, C, H, W)."""
+
+    policy: Tensor
+    target: Tensor
+    reference: Tensor | None
+    label: Tensor
+    weight: Tensor
+
+    def policy_error(self) -> Tensor:
+        """(rows,) fp32: the mean over elements of (policy - target)^2; L in the papers."""
+        return _mean_square(self.policy, self.target)
+
+    def reference_error(self) -> Tensor:
+        """(rows,) fp32: the same for the reference; R in the papers. Raises ValueError without a reference."""
+        if self.reference is None:
+            raise ValueError("this objective needs a reference, and none was run")
+        return _mean_square(self.reference, self.target)
+
+
+def _mean_square(prediction: Tensor, target: Tensor) -> Tensor:
+    return (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
+
+
+class Schedule(Protocol):
+    """A noise schedule and what the network predicts under it."""
+
+    def sample_t(self, generator: torch.Generator) -> Tensor:
+        """One time, int64 of shape ()."""
+        ...
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t for clean latents, noise (both (rows, C, H, W)) and times (rows,)."""
+        ...
+
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network should predict there."""
+        ...
+
+    def to_x0(self, x_t: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        """The clean latents that a prediction implies."""
+        ...
+
+
+class Backbone(Protocol):
+    """A model family: its network and what turns pixels and prompts into what the network takes, and back."""
+
+    net: torch.nn.Module
+    schedule: Schedule
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def resolution(self) -> int:
+        """The side in pixels at which the network was trained."""
+        ...
+
+    @property
+    def scheduler_config(self) -> dict[str, Any]:
+        """The pipeline's scheduler_config.json, for samplers."""
+        ...
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Unscaled mean latents (n, C, h, w) fp32 of pixels (n, 3, H, W) in [-1, 1]."""
+        ...
+
+    def scale_latents(self, latents: Tensor) -> Tensor:
+        """Unscaled latents as the network takes them."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels (n, 3, H, W) in [0, 1] of scaled latents."""
+        ...
+
+    def encode_prompts(self, prompts: list[str]) -> Cond:
+        """One row of conditioning for each prompt."""
+        ...
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The network's prediction, (rows, C, H, W)."""
+        ...
+
+    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
+        """(C, h, w) of the latents of a square image."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """Hashes of the weights that latents and text embeddings depend on: `vae`, `text`."""
+        ...
+
+    def save(self, folder: Any, lora: bool) -> None:
+        """Write the trained model as its users open it: a pipeline folder, or LoRA weights."""
+        ...

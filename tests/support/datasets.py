@@ -1,0 +1,125 @@
+"""Makers of small images in memory, and of Pick-a-Pic files and pair datasets on disk."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+PICKAPIC = pa.schema(
+    [
+        ("caption", pa.string()),
+        ("jpg_0", pa.binary()),
+        ("jpg_1", pa.binary()),
+        ("label_0", pa.float64()),
+        ("label_1", pa.float64()),
+        ("has_label", pa.bool_()),
+        ("image_0_uid", pa.string()),
+        ("image_1_uid", pa.string()),
+        ("model_0", pa.string()),
+        ("model_1", pa.string()),
+        ("ranking_id", pa.int64()),
+        ("user_id", pa.int64()),
+    ]
+)
+
+
+def noise(seed: int, width: int = 24, height: int = 16) -> Image.Image:
+    """An RGB picture of noise, which no codec makes small."""
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """The bytes of the picture in a format."""
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def jpeg(seed: int) -> bytes:
+    """A JPEG of noise."""
+    return encoded(noise(seed), "JPEG")
+
+
+def truncated_jpeg(seed: int = 0) -> bytes:
+    """A JPEG of which the last half is missing."""
+    data = jpeg(seed)
+    return data[: len(data) // 2]
+
+
+def bomb(side: int = 50_000) -> bytes:
+    """A PNG of a hundred bytes whose header announces `side` x `side` pixels."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    data = chunk(b"IDAT", zlib.compress(bytes(100)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + data + chunk(b"IEND", b"")
+
+
+def pickapic_row(number: int, **changes: Any) -> dict[str, Any]:
+    """One good row of Pick-a-Pic; image 0 is preferred. The same number gives the same row."""
+    row = {
+        "caption": f"caption {number}",
+        "jpg_0": jpeg(2 * number),
+        "jpg_1": jpeg(2 * number + 1),
+        "label_0": 1.0,
+        "label_1": None,
+        "has_label": True,
+        "image_0_uid": f"a{number}",
+        "image_1_uid": f"b{number}",
+        "model_0": "model-a",
+        "model_1": "model-b",
+        "ranking_id": number + 100,
+        "user_id": 7,
+    }
+    return row | changes
+
+
+def pickapic_rows(good: int, **bad: int) -> list[dict[str, Any]]:
+    """`good` good rows, then so many rows with each named fault: `null_caption=2, truncated=1, ...`."""
+    faults: dict[str, dict[str, Any]] = {
+        "null_caption": {"caption": None},
+        "truncated": {"jpg_1": truncated_jpeg()},
+        "label_outside": {"label_0": 0.7},
+        "tie": {"label_0": 0.5},
+        "no_label": {"has_label": False},
+    }
+    rows = [pickapic_row(number) for number in range(good)]
+    for fault, count in bad.items():
+        rows += [pickapic_row(len(rows), **faults[fault]) for _ in range(count)]
+    return rows
+
+
+def write_pickapic(
+    file: Path, rows: list[dict[str, Any]], drop: tuple[str, ...] = (), rename: dict[str, str] | None = None
+) -> Path:
+    """Write rows as a Pick-a-Pic file, without the columns in `drop`, with some renamed."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pylist(rows, PICKAPIC).drop_columns(list(drop))
+    table = table.rename_columns([(rename or {}).get(name, name) for name in table.column_names])
+    pq.write_table(table, file, row_group_size=8)
+    return file
+
+
+def write_trl(file: Path, pairs: list[tuple[str, bytes, bytes]], **columns: list) -> Path:
+    """Write (prompt, chosen, rejected) in TRL's columns, images as structs, with any further columns."""
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table(
+        {
+            "prompt": pa.array([prompt for prompt, _, _ in pairs], pa.string()),
+            "chosen": pa.array([{"bytes": chosen, "path": None} for _, chosen, _ in pairs], image),
+            "rejected": pa.array([{"bytes": rejected, "path": None} for _, _, rejected in pairs], image),
+            **columns,
+        }
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, file, row_group_size=4)
+    return file
