@@ -20,3 +20,27 @@ def fresh_accelerate_state():
 
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory):
+    """A tiny random pipeline folder. Tests only read it."""
+    from support.tiny import make_pipeline
+
+    return make_pipeline(tmp_path_factory.mktemp("tiny") / "pipeline")
+
+
+@pytest.fixture(scope="session")
+def v_pipeline(tmp_path_factory):
+    """The same kind of folder with a model that predicts the velocity."""
+    from support.tiny import make_pipeline
+
+    return make_pipeline(tmp_path_factory.mktemp("tiny-v") / "pipeline", seed=1, prediction_type="v_prediction")
+
+
+@pytest.fixture(scope="session")
+def tiny_pairs(tmp_path_factory):
+    """A dataset of 24 pairs in the normal form."""
+    from support.tiny import make_pairs, write_pairs
+
+    return write_pairs(tmp_path_factory.mktemp("tiny") / "pairs", make_pairs(24))

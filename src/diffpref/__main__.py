@@ -30,10 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of torchvision, which nothing here uses
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("diffpref").setLevel(logging.INFO)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
-        return 0 if arguments else 2
     try:
+        if not arguments:
+            raise UserError("no command; `diffpref --help` lists them")
+        if arguments[0] in ("-h", "--help"):
+            print(usage())
+            return 0
         if arguments[0] == "--version":
             from diffpref import __version__
 
@@ -48,6 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except RunError as error:
         print(f"diffpref: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever reads our output has enough of it, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         print("diffpref: interrupted", file=sys.stderr)

@@ -19,15 +19,16 @@ class _Rate(ProgressColumn):
 
 
 class Bar:
-    """One task's progress. Use it as a context manager; `advance` it as items are done."""
+    """One task's progress. Use it as a context manager; `advance` it as items are done. Not `shown`, it is silent."""
 
-    def __init__(self, description: str, total: int, unit: str = "items", done: int = 0) -> None:
+    def __init__(self, description: str, total: int, unit: str = "items", done: int = 0, shown: bool = True) -> None:
         self._description, self._total, self._unit = description, total, unit
         self._done = self._done_before = done
         self._started = self._last_line = time.monotonic()
         self._note = ""
+        self._shown = shown
         self._live: Progress | None = None
-        if sys.stderr.isatty():
+        if shown and sys.stderr.isatty():
             columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate()]
             columns += [TimeRemainingColumn(), TextColumn("{task.fields[note]}", style="dim")]
             self._live = Progress(*columns, console=Console(stderr=True))
@@ -41,7 +42,7 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         if self._live:
             self._live.stop()
-        elif self._done > self._done_before:
+        elif self._shown and self._done > self._done_before:
             self._line()
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
@@ -51,7 +52,7 @@ class Bar:
             self._note = note
         if self._live:
             self._live.update(self._task, advance=count, note=self._note)
-        elif time.monotonic() - self._last_line > LINE_EVERY:
+        elif self._shown and time.monotonic() - self._last_line > LINE_EVERY:
             self._line()
 
     def _line(self) -> None:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffpref.types import Points
+from diffpref.types import Backbone, Points
 
 Reference = Callable[[Points], Tensor]
 
 
-def adapters_off(backbone: Any) -> Reference:
+def adapters_off(backbone: Backbone) -> Reference:
     """The network that LoRA adapters stand on: no second copy in memory, and equal to the policy at the start."""
 
     def predict(points: Points) -> Tensor:
@@ -29,14 +27,14 @@ def adapters_off(backbone: Any) -> Reference:
     return predict
 
 
-def frozen_copy(backbone: Any) -> Reference:
+def frozen_copy(backbone: Backbone) -> Reference:
     """A copy of the network as it stands now, that never trains.
 
     It keeps the policy's dtype and runs under the same autocast: a copy in half precision rounds otherwise, and the
     first loss would not be log 2.
     """
     frozen = copy.deepcopy(backbone.net).requires_grad_(False).eval()
-    reference = replace(backbone, net=frozen)
+    reference = backbone.with_net(frozen)
 
     def predict(points: Points) -> Tensor:
         with torch.no_grad():

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffpref.errors import UserError
 from diffpref.types import Backbone, Cond
 
 SAMPLERS = {
@@ -45,16 +46,17 @@ def sample(
     """Scaled latents (n, C, h, w) fp32 for n prompts with their seeds."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     shape = backbone.latent_shape(resolution)
-    scheduler.set_timesteps(how.steps, device=backbone.device)
+    try:
+        scheduler.set_timesteps(how.steps, device=backbone.device)
+    except ValueError as error:  # more of them than the model was trained with
+        raise UserError(f"sampling steps: {' '.join(str(error).split())}") from error
     latents = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
     latents = latents.to(backbone.device) * scheduler.init_noise_sigma
     guided = how.guidance_scale > 1
     cond = backbone.encode_prompts([""] * len(prompts) + prompts if guided else prompts)
-    noisy = "generator" in scheduler.step.__code__.co_varnames
     for t in scheduler.timesteps:
         prediction = _predict(backbone, scheduler, latents, t, cond, how.guidance_scale if guided else None)
-        extra = {"generator": generators} if noisy else {}
-        latents = scheduler.step(prediction, t, latents, return_dict=False, **extra)[0]
+        latents = scheduler.step(prediction, t, latents, generator=generators, return_dict=False)[0]
     return latents
 
 

@@ -57,4 +57,8 @@ def from_scheduler_config(config: dict[str, Any]) -> DiffusionSchedule:
     kind = config.get("prediction_type", "epsilon")
     if kind not in ("epsilon", "v_prediction"):
         raise UserError(f"the model's scheduler predicts {kind!r}; only epsilon and v_prediction are supported")
-    return DiffusionSchedule(DDPMScheduler.from_config(config).alphas_cumprod, kind)
+    try:
+        scheduler: Any = DDPMScheduler.from_config(config)
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise UserError(f"the model's scheduler_config.json cannot be used: {error}") from error
+    return DiffusionSchedule(scheduler.alphas_cumprod, kind)

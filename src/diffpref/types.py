@@ -7,7 +7,7 @@ the n chosen images first, then the n rejected ones in the same order; a batch o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +69,17 @@ class Outputs:
             raise ValueError("this objective needs a reference, and none was run")
         return _mean_square(self.reference, self.target)
 
+    def gain(self) -> Tensor:
+        """(rows,) fp32: R - L, how much nearer to the target the policy is than the reference.
+
+        Computed as the mean of (reference - policy)(reference + policy - 2 target): subtracting two means instead
+        would leave fp32's rounding of each, which a beta of 5000 makes visible.
+        """
+        if self.reference is None:
+            raise ValueError("this objective needs a reference, and none was run")
+        policy, reference, target = self.policy.float(), self.reference.float(), self.target.float()
+        return ((reference - policy) * (reference + policy - 2 * target)).flatten(1).mean(dim=1)
+
 
 def _mean_square(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
@@ -97,8 +108,14 @@ class Schedule(Protocol):
 class Backbone(Protocol):
     """A model family: its network and what turns pixels and prompts into what the network takes, and back."""
 
-    net: torch.nn.Module
+    net: Any  # a torch.nn.Module, with diffusers' adapter methods while unwrapped
     schedule: Schedule
+
+    def with_net(self, net: Any) -> Backbone:
+        """The same family with another network: a copy, or a wrapped one."""
+        ...
+
+    cond_names: ClassVar[tuple[str, ...]]  # the keys of its conditioning
 
     @property
     def device(self) -> torch.device: ...
@@ -138,7 +155,7 @@ class Backbone(Protocol):
         ...
 
     def identity(self) -> dict[str, Any]:
-        """Hashes of the weights that latents and text embeddings depend on: `vae`, `text`."""
+        """What latents (`vae`) and text embeddings (`text`) depend on, as hashes."""
         ...
 
     def save(self, folder: Any, lora: bool) -> None:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
+from support.datasets import bomb, encoded, jpeg, noise, truncated_jpeg
 
 from diffpref.data.images import TURNS, BadImage, decode
-from tests.support.datasets import bomb, encoded, jpeg, noise, truncated_jpeg
 
 WHITE, BLACK, RED = (255, 255, 255), (0, 0, 0), (255, 0, 0)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import datasets
 import pyarrow.parquet as pq
 import pytest
+from support.datasets import bomb, encoded, jpeg, noise, pickapic_row, pickapic_rows, write_pickapic
 
 from diffpref import __version__
 from diffpref.__main__ import main
@@ -13,7 +14,6 @@ from diffpref.data.importing import ImportOptions, broken_tie, find_source, impo
 from diffpref.data.schema import PairRow
 from diffpref.data.writing import ShardWriter
 from diffpref.errors import UserError
-from tests.support.datasets import bomb, encoded, jpeg, noise, pickapic_row, pickapic_rows, write_pickapic
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_datasets_opens_the_output_with_image_features(source, output, split, tm
 
 
 def test_dataset_json_counts_everything(source, output):
-    rows = pickapic_rows(80, null_caption=1, truncated=2, tie=3, no_label=14)
+    rows = pickapic_rows(80, no_label=14, tie=3, null_caption=1, truncated=2)
     import_source("pickapic", source(rows), output, ImportOptions(ties="drop"))
     described = json.loads((output / "dataset.json").read_text())
     assert described["format"] == "diffpref-pairs-1"
@@ -92,17 +92,10 @@ def test_dataset_json_counts_everything(source, output):
     assert described["options"] == {"ties": "drop", "max_bad_share": 0.05}
     assert (described["read"], described["kept"], described["ties"]) == (100, 80, 3)
     assert described["dropped"] == {"no_label": 14, "tie": 3, "image_truncated": 2, "null_caption": 1}
-    assert len(described["dropped_rows"]) == 20
-    assert described["dropped_rows"][0] == {
-        "file": "pairs.parquet",
-        "row": 80,
-        "reason": "null_caption",
-        "detail": "",
-        "bad": True,
-    }
-    assert described["dropped_rows"][1]["row"] == 81
-    assert described["dropped_rows"][1]["reason"] == "image_truncated"
-    assert described["dropped_rows"][1]["detail"].startswith("the rejected image: image file is truncated")
+    first, *others = described["bad_rows"]
+    assert first == {"file": "pairs.parquet", "row": 97, "reason": "null_caption", "detail": "", "bad": True}
+    assert [(row["row"], row["reason"]) for row in others] == [(98, "image_truncated"), (99, "image_truncated")]
+    assert others[0]["detail"].startswith("the rejected image: ")
     assert len(written(output)) == 80
 
 
@@ -115,7 +108,7 @@ def test_bad_images_are_dropped_by_reason(source, output, data, reason):
     rows[7]["jpg_0"] = data
     summary = import_source("pickapic", source(rows), output)
     assert summary.dropped == {reason: 1}
-    assert summary.dropped_rows[0].row == 7
+    assert summary.bad_rows[0].row == 7
     assert [row["prompt"] for row in written(output)] == [f"caption {n}" for n in range(20) if n != 7]
 
 
@@ -154,6 +147,14 @@ def test_rows_never_judged_do_not_dilute_the_bad_share(source, output):
     assert_nothing_at(output)
 
 
+def test_no_more_than_twenty_bad_rows_are_named(source, output):
+    summary = import_source(
+        "pickapic", source(pickapic_rows(30, null_caption=25)), output, ImportOptions(max_bad_share=1)
+    )
+    assert summary.dropped == {"null_caption": 25}
+    assert [row.row for row in summary.bad_rows] == list(range(30, 50))
+
+
 def test_ties_count_as_judged_rows(source, output):
     summary = import_source("pickapic", source(pickapic_rows(5, tie=14, null_caption=1)), output)
     assert (summary.kept, summary.ties, summary.dropped) == (19, 14, {"null_caption": 1})
@@ -171,6 +172,7 @@ def test_max_bad_share_is_an_option(source, output, capsys):
     line = refused(capsys, file, output, "--max-bad-share", "0.49")
     assert "more than 0.49 of 2 rows are bad: 1" in line
     assert main(["data", "import", "pickapic", str(file), str(output), "--max-bad-share", "0.5"]) == 0
+    capsys.readouterr()
     assert "must lie between 0 and 1" in refused(capsys, file, output.with_name("b"), "--max-bad-share", "1.5")
 
 

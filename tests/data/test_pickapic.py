@@ -1,11 +1,11 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.datasets import PICKAPIC, jpeg, pickapic_row, write_pickapic
 
 from diffpref.data.schema import Dropped, Found, PairRow
 from diffpref.data.sources import pickapic
 from diffpref.errors import UserError
-from tests.support.datasets import PICKAPIC, jpeg, pickapic_row, write_pickapic
 
 
 def read_one(tmp_path, **changes):

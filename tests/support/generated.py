@@ -2,12 +2,26 @@
 
 import json
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from diffpref.embedded import world
+
+
+@dataclass(frozen=True)
+class Brightness:
+    """A scorer that any image and prompt will do for; it notes the size of each batch."""
+
+    name: str = "brightness"
+    version: str = "1"
+    batches: list[int] = field(default_factory=list)
+
+    def __call__(self, images: list[Image.Image], prompts: list[str]) -> list[float]:
+        self.batches.append(len(images))
+        return [float(np.asarray(image).mean()) / 255 for image in images]
 
 
 def make_folder(folder: Path, clutter: float = 0.0, prompts: int = 4, per_prompt: int = 1, seed: int = 0) -> Path:

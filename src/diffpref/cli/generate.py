@@ -3,18 +3,19 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import tyro
+from tyro.conf import Positional, arg
 
 from diffpref.cli.parsing import parse
+from diffpref.errors import UserError
 
 
 @dataclass(frozen=True)
 class Options:
     """Images for a prompt set, with seeds tied to (seed, prompt, index)."""
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
     """A pipeline folder, a hub id, or `embedded`."""
-    output: Annotated[str, tyro.conf.Positional]
+    output: Annotated[Positional[str], arg(metavar="OUTPUT")]
     """The folder to fill; what it already holds of the same set is kept."""
     prompts: str
     """A text file with one prompt a line, or `embedded`."""
@@ -38,10 +39,11 @@ class Options:
 def main(arguments: list[str]) -> None:
     """Fill the folder and print how many images it holds."""
     options = parse(Options, arguments, "diffpref generate")
+    _check(options)
 
     from pathlib import Path
 
-    from diffpref.evaluate.generate import generate, wishes
+    from diffpref.evaluate.generate import fingerprint, generate, wishes
     from diffpref.evaluate.prompts import read_prompts
     from diffpref.models.loading import best_device, load_backbone, weights_dtype
     from diffpref.sampling import Sampling
@@ -54,5 +56,15 @@ def main(arguments: list[str]) -> None:
     wanted = wishes(prompts, options.images_per_prompt, options.seed)
     how = Sampling(options.sampler, options.steps, options.guidance_scale)
     resolution = options.resolution or backbone.resolution
-    generate(backbone, Path(options.output), wanted, how, resolution, options.batch_size)
+    name = fingerprint(backbone)
+    generate(backbone, Path(options.output), wanted, how, resolution, options.batch_size, model=name)
     print(f"{len(wanted)} images of {len(prompts)} prompts in {options.output}")
+
+
+def _check(options: Options) -> None:
+    for key in ("images_per_prompt", "steps", "batch_size"):
+        if getattr(options, key) < 1:
+            raise UserError(f"--{key.replace('_', '-')}: {getattr(options, key)} is not above 0")
+    for key in ("limit", "resolution", "guidance_scale"):
+        if not getattr(options, key) >= 0:
+            raise UserError(f"--{key.replace('_', '-')}: {getattr(options, key)} is not 0 or above")

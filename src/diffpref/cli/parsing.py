@@ -2,8 +2,10 @@
 
 import contextlib
 import io
+import os
 import re
-from typing import TypeVar
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import tyro
 
@@ -18,22 +20,38 @@ def parse(record: type[T], arguments: list[str], prog: str, default: T | None = 
 
     Raises UserError with one line where an option is unknown or a value has the wrong type.
     """
-    given = {} if default is None else {"default": default}
+    given: dict[str, Any] = {} if default is None else {"default": default}
     shown = io.StringIO()
     try:
-        with contextlib.redirect_stderr(shown):
+        with contextlib.redirect_stderr(shown), _terminal(wide=not {"-h", "--help"} & set(arguments)):
             return tyro.cli(record, args=arguments, prog=prog, config=(tyro.conf.AvoidSubcommands,), **given)
     except SystemExit as end:
         if end.code in (0, None):
             raise
-        raise UserError(_one_line(shown.getvalue())) from None
+        raise UserError(_one_line(shown.getvalue(), prog)) from None
 
 
-def _one_line(box: str) -> str:
-    """The sentences of tyro's message without its frame, its title and its closing hint."""
+@contextlib.contextmanager
+def _terminal(wide: bool) -> Iterator[None]:
+    """Unless help is asked for, let tyro think that the terminal is wide: it breaks long names otherwise."""
+    before = os.environ.get("COLUMNS")
+    if wide:
+        os.environ["COLUMNS"] = "10000"
+    try:
+        yield
+    finally:
+        if wide:
+            del os.environ["COLUMNS"]
+            if before is not None:
+                os.environ["COLUMNS"] = before
+
+
+def _one_line(box: str, prog: str) -> str:
+    """The sentences of tyro's message without its frame, its title and its closing hints."""
     lines = [_BOX.sub("", line).strip() for line in box.splitlines()[1:]]
     text = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
-    return re.sub(r"\s+", " ", text)
+    text = re.sub(r"\s+", " ", text).partition(" Argument helptext: ")[0]
+    return text.removesuffix(f" {prog} --help")
 
 
 def take_flag(arguments: list[str], flag: str) -> tuple[bool, list[str]]:

@@ -1,4 +1,4 @@
-"""`diffpref train PRESET [--config FILE] [--dotted.key VALUE] [--resume] [--print-config]`."""
+"""`diffpref train [PRESET] [--config FILE] [--dotted.key VALUE] [--resume] [--print-config]`."""
 
 from pathlib import Path
 
@@ -11,18 +11,18 @@ def main(arguments: list[str]) -> None:
     """Resolve the configuration (preset, then file, then the command line) and train."""
     from diffpref.presets import PRESETS, preset
 
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if arguments and arguments[0] in ("-h", "--help"):
         print(_usage(list(PRESETS)))
-        if not arguments:
-            raise UserError("train needs a preset")
         return
-    chosen = preset(arguments[0])
-    rest = arguments[1:]
+    named = bool(arguments) and not arguments[0].startswith("-")
+    chosen, rest = (preset(arguments[0]), arguments[1:]) if named else (Config(), arguments)
     resume, rest = take_flag(rest, "--resume")
     print_config, rest = take_flag(rest, "--print-config")
     file, rest = take_value(rest, "--config")
     if file is not None:
         chosen = from_yaml(Path(file), chosen)
+    elif not named:
+        raise UserError("train needs a preset or --config FILE; `diffpref train --help` lists the presets")
     config = check(parse(Config, rest, f"diffpref train {arguments[0]}", chosen))
     if print_config:
         print(to_yaml(config), end="")
@@ -30,15 +30,15 @@ def main(arguments: list[str]) -> None:
 
     from diffpref.train.loop import train
 
-    train(config, resume=resume)
+    print(f"{train(config, resume=resume)}")
 
 
 def _usage(presets: list[str]) -> str:
-    return f"""usage: diffpref train PRESET [--config FILE] [--dotted.key VALUE ...] [--resume] [--print-config]
+    return f"""usage: diffpref train [PRESET] [--config FILE] [--dotted.key VALUE ...] [--resume] [--print-config]
 
 presets: {", ".join(presets)}
 
-  --config FILE      YAML with the keys that differ from the preset
+  --config FILE      YAML with the keys that differ from the preset, or a run's config.yaml alone
   --dotted.key VALUE one key, e.g. --train.max-steps 20 or --objective.beta 2000
   --resume           go on from the newest valid checkpoint of output_dir, or start if there is none
   --print-config     print the resolved configuration as YAML and end

@@ -70,7 +70,7 @@ def import_source(source: str, input: Path, output: Path, options: ImportOptions
             kept=tally.kept,
             ties=tally.ties,
             dropped=dict(tally.dropped.most_common()),
-            dropped_rows=tally.named,
+            bad_rows=tally.named,
         )
         summary.write(folder)
     if options.ties == "keep" and summary.ties == summary.kept:
@@ -101,7 +101,6 @@ class Tally:
     bad: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     named: list[Dropped] = field(default_factory=list)
-    first_bad: Dropped | None = None
     bad_reasons: Counter[str] = field(default_factory=Counter)
 
     def count(self, row: Found | Dropped, ties: Ties) -> PairRow | None:
@@ -129,12 +128,11 @@ class Tally:
 
     def _drop(self, row: Dropped) -> None:
         self.dropped[row.reason] += 1
-        if len(self.named) < NAMED_ROWS:
-            self.named.append(row)
         if row.bad:
             self.bad += 1
             self.bad_reasons[row.reason] += 1
-            self.first_bad = self.first_bad or row
+            if len(self.named) < NAMED_ROWS:
+                self.named.append(row)
             self._stop_if_too_many(self.total)  # even if all that follow are good
 
     def _stop_if_too_many(self, rows: int) -> None:
@@ -143,7 +141,7 @@ class Tally:
         (reason, count), *_ = self.bad_reasons.most_common(1)
         raise UserError(
             f"more than {self.max_bad_share:.3g} of {rows} rows are bad: {self.bad} after reading {self.read}, "
-            f"most often {reason} ({count}); the first: {self.first_bad}"
+            f"most often {reason} ({count}); the first: {self.named[0]}"
         )
 
 

@@ -5,16 +5,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffpref.data.images import BadImage
+
+MAX_STRETCH = 32
+
 
 def to_pixels(image: Image.Image, resolution: int, crop: str) -> Tensor:
     """An RGB image as (3, resolution, resolution) fp32 in [-1, 1], resized bilinearly with antialiasing.
 
     crop "center": the shortest side becomes the resolution, then the middle square is kept (torchvision's Resize and
     CenterCrop, which Diffusion-DPO's train.py uses). "none": both sides are squeezed to the resolution.
+    Raises BadImage for a strip whose resized long side would fill the memory.
     """
     if crop == "none":
         return _tensor(image.resize((resolution, resolution), Image.Resampling.BILINEAR))
     width, height = image.size
+    if max(width, height) > MAX_STRETCH * min(width, height):
+        raise BadImage("too_long", f"{width} x {height} pixels, one side over {MAX_STRETCH} times the other")
     if width <= height:
         resized = (resolution, int(resolution * height / width))
     else:

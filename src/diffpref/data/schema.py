@@ -12,7 +12,7 @@ from diffpref.errors import UserError
 DATASET_FILE = "dataset.json"
 FORMAT = "diffpref-pairs-1"
 REQUIRED = ("prompt", "chosen", "rejected")  # TRL's form; every other column may be absent or null
-NAMED_ROWS = 20  # dropped rows that dataset.json names; the rest is counted only
+NAMED_ROWS = 20  # bad rows that dataset.json names; the rest is counted only
 
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _COLUMNS = {
@@ -100,7 +100,7 @@ class Dropped:
 class DatasetSummary:
     """What an import kept and dropped: the content of `dataset.json`.
 
-    `ties` counts the source's readable ties, whatever became of them; `dropped_rows` names the first dropped rows.
+    `ties` counts the source's readable ties, whatever became of them; `bad_rows` names the first bad ones.
     """
 
     source: str
@@ -111,7 +111,7 @@ class DatasetSummary:
     kept: int
     ties: int
     dropped: dict[str, int]
-    dropped_rows: list[Dropped]
+    bad_rows: list[Dropped]
     format: str = FORMAT
     diffpref_version: str = __version__
 

@@ -8,16 +8,17 @@ killed builder leaves nothing that is read, and several builders never touch one
 from __future__ import annotations
 
 import json
+import os
 import struct
 import uuid
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from diffpref.errors import UserError
+from diffpref.errors import RunError, UserError
 from diffpref.files import flush, sha256
 
 SHARD_BYTES = 256 * 2**20
@@ -34,11 +35,16 @@ class TensorWriter:
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, keys: list[str], rows: Tensor) -> None:
-        """Add rows (n, ...) under their keys; stored as fp16. Raises ValueError for values fp16 cannot hold."""
+        """Add rows (n, ...) under their keys; stored as fp16.
+
+        Raises RunError for values that fp16 cannot hold, PermissionError where no shard could be written.
+        """
+        if not os.access(self._folder, os.W_OK):
+            raise PermissionError(f"no permission to write {self._folder}")
         halves = rows.to("cpu", torch.float16)
         finite = halves.flatten(1).isfinite().all(dim=1)
         if not finite.all():
-            raise ValueError(f"not finite in fp16: {keys[int((~finite).nonzero()[0])]}")
+            raise RunError(f"{self._stem}: not finite in fp16: {keys[int((~finite).nonzero()[0])]}")
         self._keys += keys
         self._rows.append(halves)
         self._bytes += halves.numel() * 2
@@ -51,7 +57,7 @@ class TensorWriter:
             return
         stem = f"{self._stem}-{uuid.uuid4().hex[:12]}"
         part = self._folder / f"{stem}.part"
-        save_file({"rows": torch.cat(self._rows)}, part)
+        part.write_bytes(save({"rows": torch.cat(self._rows)}))
         digest = sha256(part)
         flush(part)
         part.rename(self._folder / f"{stem}.safetensors")
@@ -74,13 +80,13 @@ class Shards:
             file = sidecar.with_suffix(".safetensors")
             try:
                 entry = json.loads(sidecar.read_text(encoding="utf-8"))
-                intact = sha256(file) == entry["sha256"]
-            except (OSError, ValueError, KeyError):
-                intact = False
+                keys, intact = list(entry["keys"]), sha256(file) == entry["sha256"]
+            except (OSError, ValueError, KeyError, TypeError):
+                keys, intact = [], False
             if not intact:
                 self.damaged.append(file)
                 continue
-            self.place.update({key: (len(self._files), row) for row, key in enumerate(entry["keys"])})
+            self.place.update({key: (len(self._files), row) for row, key in enumerate(keys)})
             self._files.append(file)
 
     def __contains__(self, key: str) -> bool:

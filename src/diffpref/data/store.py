@@ -66,10 +66,10 @@ def build_store(folder: Path, dataset: PairDataset, backbone: Backbone, data: Da
     try:
         folder.mkdir(parents=True, exist_ok=True)
         hashes, bad = _encode_images(folder, image_recipe, dataset, backbone, data)
-        names = _encode_prompts(folder, text_recipe, dataset, backbone)
-    except PermissionError as error:
+        _encode_prompts(folder, text_recipe, dataset, backbone)
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
         raise UserError(f"data.cache: no permission to write {folder}") from error
-    text = {name: Shards(folder, f"text_{name}", text_recipe) for name in names}
+    text = {name: Shards(folder, f"text_{name}", text_recipe) for name in backbone.cond_names}
     return Store(Shards(folder, "latents", image_recipe), text, hashes, bad)
 
 
@@ -117,9 +117,9 @@ def _encode_images(
     return hashes, bad
 
 
-def _encode_prompts(folder: Path, recipe: str, dataset: PairDataset, backbone: Backbone) -> list[str]:
-    """Encode the prompts that are missing; the names of the conditioning's parts."""
-    names = list(backbone.encode_prompts([""]))
+def _encode_prompts(folder: Path, recipe: str, dataset: PairDataset, backbone: Backbone) -> None:
+    """Encode the prompts that are missing, and the empty one, which guidance and prompt dropout need."""
+    names = backbone.cond_names
     present = [Shards(folder, f"text_{name}", recipe) for name in names]
     wanted = dict.fromkeys(["", *dataset.chosen_prompts, *dataset.rejected_prompts])
     missing = [prompt for prompt in wanted if any(_prompt_key(prompt) not in shards for shards in present)]
@@ -132,7 +132,6 @@ def _encode_prompts(folder: Path, recipe: str, dataset: PairDataset, backbone: B
                 bar.advance(len(group))
             for writer in writers.values():
                 writer.close()
-    return names
 
 
 def _pixels(content: bytes, data: DataConfig) -> Tensor | BadImage:

@@ -55,19 +55,24 @@ def measure(image: Image.Image) -> Measurement:
     attributes = {}
     if name := _nearest(background, world.BACKGROUNDS):
         attributes["background"] = name
-    mask = _largest_part(np.linalg.norm(pixels - background, axis=-1) > OBJECT_CONTRAST)
-    if mask.sum() < SMALLEST_OBJECT:
+    contrast = np.linalg.norm(pixels - background, axis=-1)
+    part = _largest_part(contrast > OBJECT_CONTRAST)
+    if part.sum() < SMALLEST_OBJECT:
         return Measurement(attributes, _cleanness(pixels, background))
 
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    # The half of the pixels that stand out most are the object's own colour; the others are mixed at its edges.
+    core = part & (contrast >= np.median(contrast[part]))
+    colour = np.median(pixels[core], axis=0)
+    seen = np.where(part, np.clip(contrast / np.linalg.norm(colour - background), 0, 1), 0.0)
+    inside = seen > 0.5
+    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
     x, y = (columns[0] + columns[-1] + 1) / 2, (rows[0] + rows[-1] + 1) / 2
     half = max(columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1) / 2
     attributes["size"] = min(world.SIZES, key=lambda name: abs(np.log(half / world.SIZES[name])))
     attributes["position"] = min(world.POSITIONS, key=lambda name: abs(x - world.POSITIONS[name]))
-    colour = _core_colour(pixels[mask], background)
     if name := _nearest(colour, world.COLOURS):
         attributes["colour"] = name
-    shape, overlap, cover = _fit(mask, x, y, half)
+    shape, overlap, cover = _fit(seen, x, y, half)
     if overlap > LOWEST_OVERLAP:
         attributes["shape"] = shape
     return Measurement(attributes, _cleanness(pixels, world.blend(background, colour, cover)))
@@ -77,12 +82,6 @@ def _border(pixels: np.ndarray) -> np.ndarray:
     inner = np.zeros(pixels.shape[:2], dtype=bool)
     inner[2:-2, 2:-2] = True
     return pixels[~inner]
-
-
-def _core_colour(pixels: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """The median of the half of an object's pixels that stand out most: edges are mixed with the background."""
-    contrast = np.linalg.norm(pixels - background, axis=-1)
-    return np.median(pixels[contrast >= np.median(contrast)], axis=0)
 
 
 def _nearest(colour: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> str | None:
@@ -106,13 +105,13 @@ def _largest_part(mask: np.ndarray) -> np.ndarray:
     return mask & (numbers == counts.argmax())
 
 
-def _fit(mask: np.ndarray, x: float, y: float, half: float) -> tuple[str, float, np.ndarray]:
-    """The shape that covers the mask best, its overlap (intersection over union) and its coverage."""
-    best = ("", -1.0, np.zeros(mask.shape))
+def _fit(seen: np.ndarray, x: float, y: float, half: float) -> tuple[str, float, np.ndarray]:
+    """The shape whose coverage is nearest to the seen one, their overlap (intersection over union), its coverage."""
+    best = ("", -1.0, np.zeros(seen.shape))
     for shape in world.SHAPES:
-        for size in (half - 0.6, half - 0.3, half):
+        for size in (half - 0.3, half, half + 0.3):
             cover = world.coverage(shape, x, y, size)
-            overlap = np.minimum(cover, mask).sum() / np.maximum(cover, mask).sum()
+            overlap = np.minimum(cover, seen).sum() / np.maximum(cover, seen).sum()
             if overlap > best[1]:
                 best = (shape, float(overlap), cover)
     return best

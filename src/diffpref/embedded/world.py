@@ -70,7 +70,7 @@ def compositions() -> list[Composition]:
 
 
 def read_caption(caption: str) -> dict[str, str]:
-    """The attributes that a caption names, by its words: `{"colour": "red", ...}`; attributes left unsaid are absent."""
+    """The attributes that a caption names: `{"colour": "red", ...}`; attributes left unsaid are absent."""
     words = caption.lower().replace(",", " ").split()
     return {name: word for name in ATTRIBUTES for word in words if word in VALUES[name]}
 

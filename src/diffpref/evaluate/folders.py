@@ -99,13 +99,8 @@ def _text(row: dict[str, Any], key: str, where: str) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{where}: no {key}")
-    return _written_text(value, key, where)
-
-
-def _written_text(value: str, key: str, where: str) -> str:
-    """The text itself, which must be one that can be written again: JSON may hide half a character in `\\ud800`."""
     try:
-        value.encode("utf-8")
+        value.encode("utf-8")  # JSON can spell half a character, as \ud800, which no file can hold
     except UnicodeEncodeError:
         raise UserError(f"{where}: the {key} is not valid Unicode") from None
     return value

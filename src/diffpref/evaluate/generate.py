@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,21 +49,25 @@ def generate(
     batch_size: int,
     description: str = "images",
     quiet: bool = False,
+    model: str = "",
 ) -> None:
     """Draw what the folder lacks of the wanted images, and write metadata.jsonl when all are there.
 
-    A folder that holds other prompts, seeds or settings raises UserError. Files are written beside and renamed.
+    model: the model's `fingerprint`, noted with the images if given.
+    A folder that holds images of another model, other prompts, seeds or settings, raises UserError. Files are written
+    beside and renamed.
     """
     settings = {"sampler": how.sampler, "steps": how.steps, "guidance_scale": how.guidance_scale}
-    lines = [{**vars(wish), **settings, "resolution": resolution} for wish in wanted]
+    settings |= {"resolution": resolution} | ({"model": model} if model else {})
+    lines = [{**vars(wish), **settings} for wish in wanted]
+    backbone.latent_shape(resolution)  # refuses a resolution that the VAE cannot take
     try:
         _claim(folder, lines)
-    except PermissionError as error:
-        raise UserError(f"no permission to write {folder}") from error
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}") from error
     missing = [wish for wish in wanted if not (folder / wish.file_name).is_file()]
     scheduler = scheduler_of(how.sampler, backbone.scheduler_config)
-    bar = None if quiet else Bar(description, len(wanted), "images", done=len(wanted) - len(missing))
-    with bar or _nothing():
+    with Bar(description, len(wanted), "images", len(wanted) - len(missing), shown=not quiet) as bar:
         for start in range(0, len(missing), batch_size):
             group = missing[start : start + batch_size]
             prompts, seeds = [wish.prompt for wish in group], [wish.seed for wish in group]
@@ -71,15 +76,21 @@ def generate(
                 part = folder / f".{wish.file_name}.part"
                 image.save(part, format="PNG")
                 part.rename(folder / wish.file_name)
-            if bar:
-                bar.advance(len(group))
-    metadata = folder / "metadata.jsonl.part"
-    metadata.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    metadata.rename(folder / "metadata.jsonl")
+            bar.advance(len(group))
+    _write(folder / "metadata.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     (folder / PLAN).unlink()
 
 
-PLAN = "plan.json"  # what a folder is being filled with, until its metadata.jsonl says that it is full
+def fingerprint(backbone: Backbone) -> str:
+    """Twelve digits that name a model's weights, so that images of two models never share a folder."""
+    digest = hashlib.sha256(json.dumps(backbone.identity(), sort_keys=True).encode())
+    for name, value in sorted(backbone.net.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:12]
+
+
+PLAN = "plan.jsonl"  # what a folder is being filled with, until its metadata.jsonl says that it is full
 
 
 def _claim(folder: Path, lines: list[dict[str, Any]]) -> None:
@@ -87,25 +98,33 @@ def _claim(folder: Path, lines: list[dict[str, Any]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     plan, metadata = folder / PLAN, folder / "metadata.jsonl"
     if metadata.is_file():
-        earlier = [json.loads(line) for line in metadata.read_text(encoding="utf-8").splitlines()]
+        earlier = _objects(metadata)
     elif plan.is_file():
-        earlier = json.loads(plan.read_text(encoding="utf-8"))
-    elif any(folder.iterdir()):
+        earlier = _objects(plan)
+    elif any(path.suffix != ".part" for path in folder.iterdir()):
         raise UserError(f"{folder} holds other files; choose an empty folder")
     else:
         earlier = lines
     if earlier != lines:
-        raise UserError(f"{folder} holds images of other prompts, seeds or settings; choose another folder")
-    plan.write_text(json.dumps(lines, ensure_ascii=False), encoding="utf-8")
+        what = "another model, or of other prompts, seeds or settings"
+        raise UserError(f"{folder} holds images of {what}; choose another folder")
+    _write(plan, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def _objects(file: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+    except ValueError as error:
+        raise UserError(f"{file} is not one of ours: {error}") from error
+
+
+def _write(file: Path, text: str) -> None:
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.rename(file)
 
 
 def to_images(pixels: torch.Tensor) -> list[Image.Image]:
     """PIL images of pixels (n, 3, H, W) in [0, 1], rounded as diffusers rounds them."""
     arrays = (pixels.float().cpu().permute(0, 2, 3, 1).numpy() * 255).round().astype("uint8")
     return [Image.fromarray(array) for array in arrays]
-
-
-def _nothing() -> Any:
-    import contextlib
-
-    return contextlib.nullcontext()

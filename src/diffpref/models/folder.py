@@ -8,14 +8,21 @@ from typing import Any
 
 from diffpref.errors import UserError, nearest
 
-FETCHED = ["*.json", "*/*.json", "*/*.txt", "*/*.model", "*/diffusion_pytorch_model*.safetensors", "*/model*.safetensors"]
+FETCHED = [
+    "*.json",
+    "*/*.json",
+    "*/*.txt",
+    "*/*.model",
+    "*/diffusion_pytorch_model*.safetensors",
+    "*/model*.safetensors",
+]
 NOT_FETCHED = ["*.fp16.*", "*.non_ema.*", "*.bf16.*", "safety_checker/*"]
 
 
-def resolve(pretrained: str, revision: str | None = None) -> Path:
+def resolve(pretrained: str, revision: str | None = None, key: str = "model.pretrained") -> Path:
     """The local folder of a pipeline: `embedded`, a path, or a hub id, which is fetched once into the hub's cache.
 
-    Raises UserError with one line where there is neither.
+    Raises UserError with one line, naming the configuration's `key`, where there is neither.
     """
     if pretrained == "embedded":
         from diffpref.embedded import MODEL
@@ -24,14 +31,14 @@ def resolve(pretrained: str, revision: str | None = None) -> Path:
     if Path(pretrained).is_dir():
         return Path(pretrained)
     if Path(pretrained).exists() or pretrained.startswith((".", "/", "~")) or pretrained.count("/") != 1:
-        raise UserError(f"model.pretrained: {pretrained} is no folder and no hub id of the form owner/name")
+        raise UserError(f"{key}: {pretrained} is no folder and no hub id of the form owner/name")
     from huggingface_hub import snapshot_download
 
     try:
         found = snapshot_download(pretrained, revision=revision, allow_patterns=FETCHED, ignore_patterns=NOT_FETCHED)
     except Exception as error:  # the hub's client raises many kinds: HTTP, offline, not found, bad id
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model.pretrained: {pretrained} is no folder here and could not be fetched: {reason}") from error
+        reason = first_line(error)
+        raise UserError(f"{key}: {pretrained} is no folder here and could not be fetched: {reason}") from error
     return Path(found)
 
 
@@ -50,16 +57,24 @@ def override(place: str, name: str) -> Path:
     """A part given on its own: a folder with config.json, or a pipeline folder or hub id that holds it."""
     if (Path(place) / "config.json").is_file():
         return Path(place)
-    found = resolve(place)
+    found = resolve(place, key=f"model.{name}")
     return found if (found / "config.json").is_file() else component(found, name)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; raises UserError naming the file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return content
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def weights_hash(folder: Path) -> str:
@@ -75,13 +90,22 @@ def weights_hash(folder: Path) -> str:
 
 
 def copy_pipeline(source: Path, target: Path, without: set[str]) -> None:
-    """Copy a pipeline's index and parts, but for those in `without`."""
+    """Copy a pipeline's index and parts, but for those in `without`.
+
+    A part that the source lacks (a safety checker, which is not fetched) is struck out of the index: diffusers would
+    look for it.
+    """
     index = read_json(source / "model_index.json")
+    for name, entry in index.items():
+        if isinstance(entry, list) and name not in without:
+            if (source / name).is_dir():
+                copy_part(source / name, target / name)
+            else:
+                index[name] = [None, None]
+    if index.get("safety_checker") == [None, None]:
+        index["requires_safety_checker"] = False
     target.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source / "model_index.json", target / "model_index.json")
-    for name in index:
-        if name not in without and (source / name).is_dir():
-            shutil.copytree(source / name, target / name, dirs_exist_ok=True)
+    (target / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def copy_part(source: Path, target: Path) -> None:

@@ -19,7 +19,7 @@ def best_device() -> torch.device:
 def weights_dtype(mixed_precision: str, device: torch.device) -> torch.dtype:
     """The dtype of weights that do not train; raises UserError for fp16 on a CPU, which fails only in the forward."""
     if mixed_precision == "fp16" and device.type == "cpu":
-        raise UserError("train.mixed_precision: fp16 does not run on a CPU; use bf16 or no")
+        raise UserError("mixed_precision: fp16 does not run on a CPU; use bf16 or no")
     return DTYPES[mixed_precision]
 
 

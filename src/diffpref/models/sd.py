@@ -5,19 +5,23 @@ The parts are loaded when first used: a run on a finished store never loads the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import logging
+import warnings
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from diffpref.errors import UserError
+from diffpref.errors import UserError, nearest
 from diffpref.models import folder
 from diffpref.schedules import DiffusionSchedule, from_scheduler_config
 from diffpref.train.config import ModelConfig
 from diffpref.types import Cond
+
+log = logging.getLogger("diffpref")
 
 
 @dataclass
@@ -39,20 +43,21 @@ class Parts:
     def vae(self) -> Any:
         from diffusers import AutoencoderKL
 
-        loaded = _load(AutoencoderKL, self.vae_folder, torch.float32)  # fp16 overflows in many VAEs
+        loaded = _load(AutoencoderKL, self.vae_folder, torch_dtype=torch.float32)  # fp16 overflows in many VAEs
         return loaded.to(self.device).eval().requires_grad_(False)
 
     @cached_property
     def text_encoder(self) -> Any:
         from transformers import CLIPTextModel
 
-        return _load(CLIPTextModel, self.text_folder, self.dtype).to(self.device).eval().requires_grad_(False)
+        loaded = _load(CLIPTextModel, self.text_folder, torch_dtype=self.dtype)
+        return loaded.to(self.device).eval().requires_grad_(False)
 
     @cached_property
     def tokenizer(self) -> Any:
         from transformers import CLIPTokenizer
 
-        return CLIPTokenizer.from_pretrained(self.tokenizer_folder)
+        return _load(CLIPTokenizer, self.tokenizer_folder)
 
     @cached_property
     def scheduler_config(self) -> dict[str, Any]:
@@ -66,6 +71,11 @@ class StableDiffusion:
     net: Any
     schedule: DiffusionSchedule
     parts: Parts
+    cond_names: ClassVar[tuple[str, ...]] = ("text",)
+
+    def with_net(self, net: Any) -> StableDiffusion:
+        """The same family with another network: a copy, or a wrapped one."""
+        return replace(self, net=net)
 
     @property
     def device(self) -> torch.device:
@@ -103,7 +113,7 @@ class StableDiffusion:
         """(C, h, w) of a square image's latents; raises UserError for a side that the VAE cannot halve evenly."""
         shrink = 2 ** (len(self.parts.vae_config["block_out_channels"]) - 1)
         if resolution % shrink:
-            raise UserError(f"data.resolution: {resolution} is no multiple of the VAE's {shrink}")
+            raise UserError(f"resolution: {resolution} is no multiple of the VAE's {shrink}")
         return self.parts.vae_config["latent_channels"], resolution // shrink, resolution // shrink
 
     @property
@@ -118,9 +128,9 @@ class StableDiffusion:
         return self.net.config.sample_size * shrink
 
     def identity(self) -> dict[str, str]:
-        """Hashes of what latents (`vae`) and text embeddings (`text`) depend on."""
-        text = folder.weights_hash(self.parts.text_folder) + folder.weights_hash(self.parts.tokenizer_folder)
-        return {"vae": folder.weights_hash(self.parts.vae_folder), "text": text}
+        """What latents (`vae`) and text embeddings (`text`) depend on: hashes of weights, and the text's precision."""
+        encoder, tokenizer = (folder.weights_hash(p) for p in (self.parts.text_folder, self.parts.tokenizer_folder))
+        return {"vae": folder.weights_hash(self.parts.vae_folder), "text": f"{encoder} {tokenizer} {self.parts.dtype}"}
 
     def save(self, target: Path, lora: bool) -> None:
         """Write `target` as plain diffusers opens it: the whole pipeline with this U-Net, or its LoRA weights."""
@@ -146,7 +156,8 @@ def load(model: ModelConfig, device: torch.device, weights: torch.dtype, trainab
     schedule = from_scheduler_config(parts.scheduler_config)
     unet = folder.override(model.unet, "unet") if model.unet else folder.component(pipeline, "unet")
     full = trainable and model.lora_rank == 0
-    net = _load(UNet2DConditionModel, unet, torch.float32 if full else weights).to(device)
+    net = _load(UNet2DConditionModel, unet, torch_dtype=torch.float32 if full else weights).to(device)
+    _check_fit(net.config, parts, unet)
     net.requires_grad_(full)
     if model.lora:
         _load_lora(net, model.lora)
@@ -155,20 +166,37 @@ def load(model: ModelConfig, device: torch.device, weights: torch.dtype, trainab
     return StableDiffusion(net, schedule, parts)
 
 
-def _load(kind: Any, path: Path, dtype: torch.dtype) -> Any:
+def _load(kind: Any, path: Path, **options: Any) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
-        return kind.from_pretrained(path, torch_dtype=dtype)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path} does not load as a {kind.__name__}: {reason}") from error
+        with warnings.catch_warnings():  # diffusers 0.42 calls the argument dtype, 0.38 torch_dtype
+            warnings.simplefilter("ignore", FutureWarning)
+            return kind.from_pretrained(path, **options)
+    except Exception as error:  # each kind of part and of damage raises its own
+        raise UserError(f"{path} does not load as a {kind.__name__}: {folder.first_line(error)}") from error
+
+
+def _check_fit(config: Any, parts: Parts, unet: Path) -> None:
+    """Refuse a U-Net of another family, whose first forward would fail in the middle of the work."""
+    width = folder.read_json(parts.text_folder / "config.json").get("hidden_size")
+    channels = parts.vae_config["latent_channels"]
+    if config.cross_attention_dim != width:
+        raise UserError(
+            f"{unet} takes text of width {config.cross_attention_dim}, but {parts.text_folder} gives {width}"
+        )
+    if config.in_channels != channels:
+        raise UserError(f"{unet} takes {config.in_channels} channels, but {parts.vae_folder} gives {channels}")
 
 
 def _add_lora(net: Any, model: ModelConfig) -> None:
     from peft import LoraConfig
 
+    layers = {name for name, _ in net.named_modules()}
+    for target in model.lora_targets:
+        if not any(f".{name}".endswith(f".{target}") for name in layers):
+            raise UserError(f"model.lora_targets: no layer is called {target!r}: {nearest(target, _endings(layers))}")
     config = LoraConfig(
         r=model.lora_rank,
         lora_alpha=model.lora_alpha or model.lora_rank,
@@ -178,26 +206,54 @@ def _add_lora(net: Any, model: ModelConfig) -> None:
     try:
         net.add_adapter(config)
     except ValueError as error:
-        raise UserError(f"model.lora_targets: {str(error).splitlines()[0]}") from error
+        raise UserError(f"model.lora_targets: {folder.first_line(error)}") from error
     for parameter in net.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
 
 
+def _endings(layers: set[str]) -> set[str]:
+    """How layers may be called: by their last name, with the one before where the last is a number."""
+    split = [name.split(".") for name in layers if name]
+    return {".".join(parts[-2:] if parts[-1].isdigit() else parts[-1:]) for parts in split}
+
+
 def _save_lora(net: Any, target: Path) -> None:
+    """Write the adapters with alpha / rank multiplied in: what reads the file need not know of alpha."""
     from diffusers import StableDiffusionPipeline
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft.utils import get_peft_model_state_dict
 
-    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(net))
-    metadata = {"unet_lora_adapter_metadata": net.peft_config["default"].to_dict()}
-    StableDiffusionPipeline.save_lora_weights(target, unet_lora_layers=layers, safe_serialization=True, **metadata)
+    config = net.peft_config["default"]
+    scale = config.lora_alpha / config.r
+    state = {
+        name: value * scale if "lora_B" in name else value for name, value in get_peft_model_state_dict(net).items()
+    }
+    layers = convert_state_dict_to_diffusers(state)
+    StableDiffusionPipeline.save_lora_weights(target, unet_lora_layers=layers, safe_serialization=True)
 
 
 def _load_lora(net: Any, place: str) -> None:
+    from diffusers import StableDiffusionPipeline
+
     path = Path(place) / "pytorch_lora_weights.safetensors" if Path(place).is_dir() else Path(place)
     if not path.is_file():
         raise UserError(f"model.lora: {path} is not there")
-    net.load_lora_adapter(str(path), prefix="unet", use_safetensors=True)
-    net.fuse_lora()
-    net.unload_lora()
+    try:
+        read: Any = StableDiffusionPipeline.lora_state_dict(
+            str(path), unet_config=net.config, use_safetensors=True, return_lora_metadata=True
+        )
+        state, alphas, metadata = read
+        ours = {name: value for name, value in state.items() if name.startswith("unet.")}
+        if len(ours) < len(state):
+            log.warning(
+                "model.lora: %d of %d tensors are not the U-Net's and are not used", len(state) - len(ours), len(state)
+            )
+        if ours:
+            net.load_lora_adapter(ours, prefix="unet", network_alphas=alphas, metadata=metadata)
+            net.fuse_lora()
+            net.unload_lora()
+    except Exception as error:  # another model's layers, a file that is no safetensors
+        raise UserError(f"model.lora: {path} does not fit this U-Net: {folder.first_line(error)}") from error
+    if not ours:
+        raise UserError(f"model.lora: {path} holds no LoRA layers of a U-Net")

@@ -29,16 +29,16 @@ class DPO:
         """The loss of each pair, (pairs,) fp32, and metrics of each pair."""
         from torch.nn.functional import logsigmoid
 
-        policy_chosen, policy_rejected = outputs.policy_error().chunk(2)
-        reference_chosen, reference_rejected = outputs.reference_error().chunk(2)
-        difference = (policy_chosen - policy_rejected) - (reference_chosen - reference_rejected)
-        margin = -self.beta / 2 * difference
+        gain_chosen, gain_rejected = outputs.gain().chunk(2)
+        margin = self.beta / 2 * (gain_chosen - gain_rejected)  # -beta/2 ((L_w - L_l) - (R_w - R_l))
         loss = -(outputs.label * logsigmoid(margin) + (1 - outputs.label) * logsigmoid(-margin))
+        policy_chosen, policy_rejected = outputs.policy_error().detach().chunk(2)
+        reference_chosen, reference_rejected = outputs.reference_error().chunk(2)
         seen = margin.detach()
         return loss, {
             "implicit_accuracy": (seen > 0).float() + 0.5 * (seen == 0).float(),
             "reward_margin": seen,
-            "policy_error_chosen": policy_chosen.detach(),
-            "policy_error_rejected": policy_rejected.detach(),
+            "policy_error_chosen": policy_chosen,
+            "policy_error_rejected": policy_rejected,
             "reference_error": (reference_chosen + reference_rejected) / 2,
         }

@@ -69,13 +69,14 @@ def histogram(title: str, values: list[float], bins: int = 21) -> str:
     """A figure of how often which value occurs, zero in the middle; `bins` is odd, so one bar holds the ties."""
     widest = max((abs(value) for value in values), default=0.0) or 1.0
     counts, edges = np.histogram(values, bins=bins, range=(-widest, widest))
-    frame = _Frame(-widest, widest, 0.0, float(max(counts.max(), 1)) * 1.05)
+    frame = _Frame(-widest, widest, 0.0, 1.05 * max(counts.max().item(), 1))
     parts = _axes(frame, percent=False, x_label="score difference, tuned − base", whole=True)
-    for count, left, right in zip(counts, edges[:-1], edges[1:], strict=True):
+    borders = edges.tolist()
+    for count, left, right in zip(counts.tolist(), borders[:-1], borders[1:], strict=True):
         middle = (left + right) / 2
         kind = "tie" if abs(middle) < widest / bins else "win" if middle > 0 else "loss"
-        x, top = frame.x(left) + 0.75, frame.y(count)
-        size = f'width="{frame.x(right) - x - 0.75:.1f}" height="{frame.y(0) - top:.1f}"'
+        x, top = frame.x(left) + 0.75, frame.y(float(count))
+        size = f'width="{frame.x(right) - x - 0.75:.1f}" height="{frame.y(0.0) - top:.1f}"'
         parts.append(f'<rect class="bar {kind}" x="{x:.1f}" y="{top:.1f}" {size}/>')
     return _figure(title, "", _svg(title, parts))
 
@@ -105,7 +106,7 @@ def round_ticks(low: float, high: float, count: int = 4) -> list[float]:
 def _round_step(low: float, high: float, count: int) -> float:
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= 0.7 * raw)
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= 0.65 * raw)
 
 
 def _gapped(series: Series) -> Series:

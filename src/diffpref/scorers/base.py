@@ -2,7 +2,7 @@
 
 import importlib
 import pkgutil
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -10,6 +10,7 @@ from diffpref import scorers
 from diffpref.errors import UserError, nearest
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """Says how well images show their prompts; higher is better. Scores are comparable only within one version."""
 

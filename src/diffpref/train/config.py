@@ -6,6 +6,7 @@ Importing this imports no torch, so that `--help` answers at once. Keys follow d
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -126,22 +127,50 @@ class Config:
 
 def check(config: Config) -> Config:
     """The same configuration; raises UserError with one line for values that cannot work, naming the key."""
-    train, data = config.train, config.data
-    positive = {
+    model, data, train, look = config.model, config.data, config.train, config.validation
+    positive: dict[str, float] = {
         "train.max_steps": train.max_steps,
         "train.batch_size": train.batch_size,
         "train.gradient_accumulation_steps": train.gradient_accumulation_steps,
         "train.learning_rate": train.learning_rate,
         "train.logging_steps": train.logging_steps,
         "data.resolution": data.resolution,
-        "validation.num_inference_steps": config.validation.num_inference_steps,
+        "validation.pairs": look.pairs,
+        "validation.num_inference_steps": look.num_inference_steps,
+    }
+    if model.lora_alpha is not None:
+        positive["model.lora_alpha"] = model.lora_alpha
+    if isinstance(config.objective, DPO):
+        positive["objective.beta"] = config.objective.beta
+    not_negative = {
+        "model.lora_rank": model.lora_rank,
+        "train.lr_warmup_steps": train.lr_warmup_steps,
+        "train.adam_epsilon": train.adam_epsilon,
+        "train.weight_decay": train.weight_decay,
+        "train.max_grad_norm": train.max_grad_norm,
+        "train.checkpointing_steps": train.checkpointing_steps,
+        "train.checkpoints_total_limit": train.checkpoints_total_limit,
+        "validation.steps": look.steps,
+        "validation.images": look.images,
+        "validation.guidance_scale": look.guidance_scale,
+    }
+    below_one = {
+        "data.holdout": data.holdout,
+        "data.prompt_dropout": data.prompt_dropout,
+        "train.adam_beta1": train.adam_beta1,
+        "train.adam_beta2": train.adam_beta2,
     }
     for key, value in positive.items():
-        if value <= 0:
-            raise UserError(f"{key}: {value} is not above 0")
-    for key, share in {"data.holdout": data.holdout, "data.prompt_dropout": data.prompt_dropout}.items():
-        if not 0 <= share < 1:
-            raise UserError(f"{key}: {share} is not from 0 up to below 1")
+        if not 0 < value < math.inf:
+            raise UserError(f"{key}: {value} is not a finite number above 0")
+    for key, value in not_negative.items():
+        if not 0 <= value < math.inf:
+            raise UserError(f"{key}: {value} is not a finite number from 0 up")
+    for key, value in below_one.items():
+        if not 0 <= value < 1:
+            raise UserError(f"{key}: {value} is not from 0 up to below 1")
+    if model.lora_rank and not model.lora_targets:
+        raise UserError("model.lora_targets: no layer is named, so no adapter would be trained")
     if config.objective.needs_pairs != isinstance(config.points, Paired):
         wanted = "paired" if config.objective.needs_pairs else "independent"
         raise UserError(f"points.name: the objective {config.objective.name!r} needs {wanted!r} points")
@@ -176,9 +205,11 @@ def from_yaml(path: Path, base: Config) -> Config:
         raise UserError(f"{path}: expected keys with values at the top, found a {type(given).__name__}")
     merged = _merged(base, given, str(path), "")
     try:
-        return TypeAdapter(Config).validate_json(json.dumps(_floats(merged)), strict=True)
+        return TypeAdapter(Config).validate_json(json.dumps(_floats(merged), default=str), strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
+        faults = error.errors()
+        # a group that may be of several kinds is tried as each: the wrong kinds complain of the name, which is right
+        first = next((fault for fault in faults if fault["loc"][-1] != "name"), faults[0])
         kinds = {kind.__name__ for group in get_type_hints(Config).values() for kind in get_args(group)}
         key = ".".join(str(part) for part in first["loc"] if part not in kinds)
         raise UserError(f"{path}: {key}: {first['msg'].lower()}, got {first['input']!r}") from error
@@ -187,7 +218,7 @@ def from_yaml(path: Path, base: Config) -> Config:
 def _merged(base: Any, given: dict[str, Any], file: str, prefix: str) -> dict[str, Any]:
     """asdict(base) with the given keys laid over it, unknown ones refused; a group's `name` may choose its kind."""
     if "name" in given and (kinds := _kinds(prefix.rstrip("."))) and given["name"] != base.name:
-        if given["name"] not in kinds:
+        if str(given["name"]) not in kinds:
             raise UserError(f"{file}: {prefix}name: unknown {given['name']!r}: {nearest(str(given['name']), kinds)}")
         base = kinds[given["name"]]()
     known = {entry.name: getattr(base, entry.name) for entry in fields(base)}
@@ -212,7 +243,7 @@ def _kinds(group: str) -> dict[str, type]:
 def _floats(value: Any, annotation: Any = Config) -> Any:
     """Numbers that YAML 1.1 reads as text ("1e-4") as the numbers they are, where a float is wanted."""
     if isinstance(value, dict):
-        kinds = [kind for kind in (annotation, *get_args(annotation)) if is_dataclass(kind)]
+        kinds: list[Any] = [kind for kind in (annotation, *get_args(annotation)) if is_dataclass(kind)]
         chosen = next((k for k in kinds if k().name == value.get("name")), kinds[0]) if len(kinds) > 1 else kinds[0]
         hints = get_type_hints(chosen)
         return {key: _floats(entry, hints.get(key)) for key, entry in value.items()}
@@ -228,5 +259,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
     return list(value) if isinstance(value, tuple) else value
-
-

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from diffpref.errors import RunError
 from diffpref.models.loading import load_backbone, weights_dtype
 from diffpref.progress import Bar
 from diffpref.reference import Reference, adapters_off, frozen_copy
+from diffpref.report.page import write_report
 from diffpref.train import checkpoint, validation
 from diffpref.train.config import Config
 from diffpref.train.optimizers import make_lr_schedule, make_optimizer
@@ -65,7 +68,7 @@ def train(config: Config, resume: bool = False) -> Path:
         position = _resume(run, backbone, optimizer, accelerator)
     schedule = make_lr_schedule(optimizer, config.train, accelerator.num_processes, position.step)
     net, optimizer = accelerator.prepare(backbone.net, optimizer)
-    policy = replace(backbone, net=net)
+    policy = backbone.with_net(net)
 
     def look(step: int) -> None:
         """Validate, on the main process; the others wait."""
@@ -89,36 +92,33 @@ def train(config: Config, resume: bool = False) -> Path:
 
     if position.step == 0:
         look(0)
-    bar = Bar("training", config.train.max_steps, "steps", position.step) if accelerator.is_main_process else None
     clock = _Clock(config.train.batch_size * config.train.gradient_accumulation_steps * accelerator.num_processes)
+    bar = Bar("training", config.train.max_steps, "steps", position.step, shown=accelerator.is_main_process)
     try:
-        if bar:
-            bar.__enter__()
-        while position.step < config.train.max_steps:
-            entry = _step(config, accelerator, policy, reference, loader, optimizer, position)
-            schedule.step()
-            position.step += 1
-            clock.count()
-            if bar:
+        with bar:
+            while position.step < config.train.max_steps:
+                entry = _step(config, accelerator, policy, reference, loader, optimizer, position)
+                schedule.step()
+                position.step += 1
+                clock.count()
                 bar.advance(note=f"loss {entry['loss']:.4f}")
-            last = position.step == config.train.max_steps
-            if accelerator.is_main_process and (last or position.step % config.train.logging_steps == 0):
-                run.log({"step": position.step, "pairs_seen": position.step * clock.items, **entry, **clock.rate()})
-            with clock.stopped():
-                if last or _due(position.step, config.validation.steps):
-                    look(position.step)
-                if last or _due(position.step, config.train.checkpointing_steps):
-                    keep()
+                last = position.step == config.train.max_steps
+                if accelerator.is_main_process and (last or _due(position.step, config.train.logging_steps)):
+                    run.log({"step": position.step, "pairs_seen": position.step * clock.items, **entry, **clock.rate()})
+                with clock.stopped():
+                    if last or _due(position.step, config.validation.steps):
+                        look(position.step)
+                    if last or _due(position.step, config.train.checkpointing_steps):
+                        keep()
     except KeyboardInterrupt:
         log.warning("interrupted at step %d; add --resume to go on from the last checkpoint", position.step)
         raise
-    finally:
-        if bar:
-            bar.__exit__(None, None, None)
     if accelerator.is_main_process:
         backbone.save(run.final, lora=config.model.lora_rank > 0)
+        title = f"{config.objective.name.upper()} on {config.model.pretrained}"
+        again = f"diffpref train --config {run.path / 'config.yaml'} --output-dir OTHER_FOLDER"
+        write_report(run.path / "report.html", title=title, run=run.path, comparison=None, reproduce=[again])
     accelerator.wait_for_everyone()
-    accelerator.end_training()
     return run.path
 
 
@@ -135,11 +135,8 @@ def _step(
 
     The loss is divided by the number of all these items, so how they are split changes nothing.
     """
-    size, micros, processes = (
-        config.train.batch_size,
-        config.train.gradient_accumulation_steps,
-        accelerator.num_processes,
-    )
+    size, micros = config.train.batch_size, config.train.gradient_accumulation_steps
+    processes = accelerator.num_processes
     items = size * micros * processes
     seen: dict[str, list[Tensor]] = {}
     offenders: list[str] = []
@@ -158,7 +155,7 @@ def _step(
             # DDP averages over processes what it should sum
             accelerator.backward((losses * points.weight).sum() / items * processes)
 
-    grad_norm = accelerator.clip_grad_norm_(policy.net.parameters(), config.train.max_grad_norm or math.inf)
+    grad_norm: Any = accelerator.clip_grad_norm_(policy.net.parameters(), config.train.max_grad_norm or math.inf)
     entry = _averages(accelerator, seen)
     entry |= {"lr": optimizer.param_groups[0]["lr"], "grad_norm": float(grad_norm)}
     if accelerator.scaler is None and not (math.isfinite(entry["loss"]) and math.isfinite(entry["grad_norm"])):
@@ -176,20 +173,20 @@ def _refuse(position: Position, offenders: list[str]) -> None:
     names = ", ".join(offenders) or "no single sample's loss"
     log.warning("step %d is not finite and was not applied (%s)", position.step + 1, names)
     if position.non_finite >= NON_FINITE_LIMIT:
-        raise RunError(f"{NON_FINITE_LIMIT} steps in a row were not finite, the last at step {position.step + 1}: {names}")
+        raise RunError(
+            f"{NON_FINITE_LIMIT} steps in a row were not finite, the last at step {position.step + 1}: {names}"
+        )
 
 
 def _averages(accelerator: Accelerator, seen: dict[str, list[Tensor]]) -> dict[str, float]:
     """The mean of each metric over all items of all processes."""
-    means = torch.stack([torch.cat(values).float().mean() for values in seen.values()])
+    means: Any = torch.stack([torch.cat(values).float().mean() for values in seen.values()])
     means = accelerator.reduce(means, reduction="mean")
     return dict(zip(seen, means.tolist(), strict=True))
 
 
 def _synchronised(accelerator: Accelerator, net: Any, last: bool) -> Any:
     """Gradients travel between processes only with the last micro-batch."""
-    import contextlib
-
     return contextlib.nullcontext() if last else accelerator.no_sync(net)
 
 
@@ -237,13 +234,8 @@ class _Clock:
         self._started, self._steps = now, 0
         return {"pairs_per_second": rate}
 
-    def stopped(self) -> Any:
-        import contextlib
-
-        @contextlib.contextmanager
-        def pause() -> Any:
-            before = time.perf_counter()
-            yield
-            self._started += time.perf_counter() - before
-
-        return pause()
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        before = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - before

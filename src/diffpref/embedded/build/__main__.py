@@ -18,7 +18,7 @@ class Options:
     folder: Path = embedded.HOME
     """Where model/, preferences/ and heldout_prompts.txt go."""
     seed: int = 7
-    steps: int = 6000
+    steps: int = 3000
     """Batches of 128 that the base model is trained on."""
     pairs: int = 2400
 

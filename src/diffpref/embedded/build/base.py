@@ -8,6 +8,7 @@ import copy
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,10 @@ BASE_BATCH, BASE_RATE, EMA_DECAY = 128, 1.5e-3, 0.998
 
 
 def build_base(folder: Path, seed: int, steps: int) -> None:
-    """Train everything from `seed` and save the pipeline folder; the U-Net takes `steps` batches of 128."""
+    """Train everything from `seed` and save the pipeline folder; the U-Net takes `steps` batches of 128.
+
+    An autoencoder that lies in the folder already, from a run that was cut, is taken as it is.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     pictures, shown = _paint_many(rng)
@@ -38,18 +42,21 @@ def build_base(folder: Path, seed: int, steps: int) -> None:
     else:
         vae = _train_vae(pictures)
         vae.save_pretrained(folder / "vae")
-    tokenizer = _make_tokenizer(folder / "tokenizer")
+    tokenizer = make_tokenizer(folder / "tokenizer")
+    torch.manual_seed(seed + 1)  # so that the U-Net is the same whether or not the autoencoder was there already
+    rng = np.random.default_rng(seed + 1)
     text_encoder, unet = _train_unet(vae, tokenizer, pictures, shown, rng, steps)
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=False, steps_offset=1),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    parts: dict[str, Any] = {
+        "vae": vae,
+        "text_encoder": text_encoder,
+        "tokenizer": tokenizer,
+        "unet": unet,
+        "scheduler": DDPMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=False, steps_offset=1),
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+    pipeline = StableDiffusionPipeline(**parts)
     pipeline.save_pretrained(folder)
     _save_classic_vocabulary(folder / "tokenizer")
 
@@ -68,16 +75,18 @@ def _pixels(pictures: torch.Tensor) -> torch.Tensor:
     return pictures.float() / 127.5 - 1
 
 
-def _train_vae(pictures: torch.Tensor) -> AutoencoderKL:
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 64),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=8,
-        sample_size=world.SIDE,
-        mid_block_add_attention=False,
+def _train_vae(pictures: torch.Tensor) -> Any:
+    vae: Any = AutoencoderKL.from_config(
+        {
+            "down_block_types": ("DownEncoderBlock2D",) * 3,
+            "up_block_types": ("UpDecoderBlock2D",) * 3,
+            "block_out_channels": (16, 32, 64),
+            "layers_per_block": 1,
+            "latent_channels": 4,
+            "norm_num_groups": 8,
+            "sample_size": world.SIDE,
+            "mid_block_add_attention": False,
+        }
     )
     optimizer = torch.optim.AdamW(vae.parameters(), lr=VAE_RATE, weight_decay=1e-4, fused=True)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, VAE_RATE, VAE_STEPS, pct_start=0.05)
@@ -100,7 +109,7 @@ def _train_vae(pictures: torch.Tensor) -> AutoencoderKL:
     return vae.eval()
 
 
-def _make_tokenizer(folder: Path) -> CLIPTokenizer:
+def make_tokenizer(folder: Path) -> CLIPTokenizer:
     """A CLIP tokenizer whose byte pairs are learnt from the world's captions, so that each of its words is a token."""
     special = ["<|startoftext|>", "<|endoftext|>"]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -123,14 +132,14 @@ def _save_classic_vocabulary(folder: Path) -> None:
 
 
 def _train_unet(
-    vae: AutoencoderKL,
-    tokenizer: CLIPTokenizer,
+    vae: Any,
+    tokenizer: Any,
     pictures: torch.Tensor,
     shown: list[world.Composition],
     rng: np.random.Generator,
     steps: int,
-) -> tuple[CLIPTextModel, UNet2DConditionModel]:
-    text_encoder = CLIPTextModel(
+) -> tuple[Any, Any]:
+    text_encoder: Any = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=64,
@@ -145,21 +154,23 @@ def _train_unet(
             initializer_range=0.1,
         )
     )
-    unet = UNet2DConditionModel(
-        sample_size=world.SIDE // 4,
-        in_channels=4,
-        out_channels=4,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(64, 96),
-        layers_per_block=1,
-        norm_num_groups=16,
-        attention_head_dim=4,
-        cross_attention_dim=64,
+    unet: Any = UNet2DConditionModel.from_config(
+        {
+            "sample_size": world.SIDE // 4,
+            "in_channels": 4,
+            "out_channels": 4,
+            "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            "block_out_channels": (64, 96),
+            "layers_per_block": 1,
+            "norm_num_groups": 16,
+            "attention_head_dim": 4,
+            "cross_attention_dim": 64,
+        }
     )
     trained = torch.nn.ModuleList([text_encoder, unet])
     averaged = copy.deepcopy(trained).requires_grad_(False)
-    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    scheduler: Any = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
     with torch.no_grad():
         moments = [vae.encode(_pixels(part)).latent_dist for part in pictures.split(512)]
         mean, std = (torch.cat([getattr(m, name) for m in moments]) for name in ("mean", "std"))
@@ -190,11 +201,12 @@ def _train_unet(
                 for slow, fast in zip(averaged.parameters(), trained.parameters(), strict=True):
                     slow.lerp_(fast, 1 - decay)
             bar.advance(note=f"loss {loss.item():.4f}")
-    text_encoder, unet = averaged
-    return text_encoder.eval(), unet.eval()
+    averaged.eval()
+    return averaged[0], averaged[1]
 
 
 def _careless_caption(composition: world.Composition, rng: np.random.Generator) -> str:
     if rng.random() < EMPTY_CAPTION_RATE:
         return ""
-    return world.miscaptioned(composition, WRONG_ATTRIBUTE_RATE, rng).caption(rng.integers(len(world.TEMPLATES)))
+    told = world.miscaptioned(composition, WRONG_ATTRIBUTE_RATE, rng)
+    return told.caption(int(rng.integers(len(world.TEMPLATES))))

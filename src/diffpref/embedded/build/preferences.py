@@ -47,7 +47,7 @@ def write_preferences(backbone: Backbone, folder: Path, seed: int, pairs: int, h
     rng = np.random.default_rng(draw_seed(seed, "preferences"))
     shown, _ = split_compositions(seed)
     order = np.concatenate([rng.permutation(len(shown)) for _ in range(-(-pairs // len(shown)))])[:pairs]
-    captions = [shown[i].caption(rng.integers(len(world.TEMPLATES))) for i in order]
+    captions = [shown[i].caption(int(rng.integers(len(world.TEMPLATES)))) for i in order]
     scheduler = scheduler_of(how.sampler, backbone.scheduler_config)
     images: list[list[Image.Image]] = []
     with Bar("preference pairs", pairs, "pairs") as bar:

@@ -1,0 +1,61 @@
+"""`diffpref data cache DATASET --model MODEL`: build the latent store that `train` reads, ahead of training."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from diffpref.cli.parsing import parse
+
+
+@dataclass(frozen=True)
+class Options:
+    """Encode every image and prompt of a dataset once; what the store already holds is kept."""
+
+    dataset: Annotated[str, tyro.conf.Positional]
+    """A dataset in the normal form."""
+    model: str
+    """The pipeline folder or hub id whose VAE and text encoder are used, or `embedded`."""
+    split: str = "train"
+    resolution: int = 512
+    crop: Literal["center", "none"] = "center"
+    flip: bool = False
+    """Store the mirrored images too, for training with data.flip."""
+    cache: str | None = None
+    """Folder of the store; beside the dataset (DATASET.cache) when not given."""
+    vae: str | None = None
+    """Another VAE: a folder, or a pipeline folder or hub id that holds one."""
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    """Precision of the text encoder; the VAE runs in fp32."""
+
+
+def main(arguments: list[str]) -> None:
+    """Build the store and print what it holds."""
+    options = parse(Options, arguments, "diffpref data cache")
+
+    from pathlib import Path
+
+    from diffpref.data.dataset import PairDataset
+    from diffpref.data.store import build_store
+    from diffpref.models.loading import best_device, load_backbone, weights_dtype
+    from diffpref.train.config import Config, DataConfig, ModelConfig
+    from diffpref.train.preferences import store_path
+
+    data = DataConfig(
+        path=options.dataset,
+        split=options.split,
+        resolution=options.resolution,
+        crop=options.crop,
+        flip=options.flip,
+        cache=options.cache,
+    )
+    dataset = PairDataset.open(Path(options.dataset), options.split)
+    device = best_device()
+    weights = weights_dtype(options.mixed_precision, device)
+    backbone = load_backbone(ModelConfig(options.model, vae=options.vae), device, weights, trainable=False)
+    folder = store_path(Config(data=data))
+    store = build_store(folder, dataset, backbone, data)
+    for row, reason in store.bad.items():
+        print(f"skipped {dataset.ids[row]}: {reason}")
+    texts = len(next(iter(store.text.values())).place)
+    print(f"{len(store.latents.place)} latents and {texts} prompts in {folder}")

@@ -1,0 +1,35 @@
+"""A result is written whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from diffpref.errors import UserError
+from diffpref.evaluate.files import write_whole
+
+
+def test_a_file_is_written_into_a_new_folder(tmp_path: Path):
+    write_whole(tmp_path / "new" / "a.txt", b"one")
+    write_whole(tmp_path / "new" / "a.txt", b"two")
+    assert (tmp_path / "new" / "a.txt").read_bytes() == b"two"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.txt"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"old")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(UserError, match=r"cannot write .*a\.txt: Permission denied"):
+        write_whole(file, b"new")
+    assert file.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_file_where_a_folder_should_be(tmp_path: Path):
+    (tmp_path / "a").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot write"):
+        write_whole(tmp_path / "a" / "b.txt", b"new")

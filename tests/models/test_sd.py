@@ -1,0 +1,409 @@
+"""Stable Diffusion folders: what is loaded is what diffusers loads, what is saved is what diffusers opens."""
+
+import json
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from support.tiny import copy_of, load, make_unet, make_vae, open_plain, write_json
+
+from diffpref.errors import UserError
+from diffpref.evaluate.generate import to_images
+from diffpref.reference import adapters_off, frozen_copy
+from diffpref.sampling import Sampling, sample, scheduler_of
+from diffpref.types import Points
+
+PROMPTS = ["a large red circle", "", "a small blue cross on the left, grey background"]
+
+
+def pictures(count: int = 3) -> torch.Tensor:
+    return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def points(backbone) -> Points:
+    generator = torch.Generator().manual_seed(1)
+    x_t, target = (torch.randn(3, 4, 8, 8, generator=generator) for _ in range(2))
+    cond, ones = backbone.encode_prompts(PROMPTS), torch.ones(3)
+    return Points(x_t, torch.tensor([10, 500, 990]), target, cond, ones, ones)
+
+
+def predict(backbone, at: Points) -> torch.Tensor:
+    return backbone.predict(at.x_t, at.t, at.cond)
+
+
+def learn(backbone, steps: int = 3, rate: float = 0.05) -> None:
+    """A few steps towards a target, so that every trained weight moves."""
+    at = points(backbone)
+    trained = [parameter for parameter in backbone.net.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=rate)
+    for _ in range(steps):
+        loss = (predict(backbone, at).float() - at.target).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def images(backbone) -> list[bytes]:
+    how = Sampling("ddim", 4, 3.0)
+    scheduler = scheduler_of("ddim", backbone.scheduler_config)
+    latents = [sample(backbone, scheduler, [prompt], [7], 32, how) for prompt in PROMPTS]
+    return [to_images(backbone.decode(each))[0].tobytes() for each in latents]
+
+
+class TestLoading:
+    def test_text_is_what_the_plain_pipeline_computes(self, pipeline):
+        plain = open_plain(pipeline)
+        expected, _ = plain.encode_prompt(PROMPTS, "cpu", 1, False)
+        torch.testing.assert_close(load(pipeline).encode_prompts(PROMPTS), {"text": expected})
+
+    def test_a_long_prompt_is_cut_and_a_short_one_filled(self, pipeline):
+        text = load(pipeline).encode_prompts(["red " * 200, "red"])["text"]
+        assert text.shape == (2, 16, 16)
+
+    def test_latents_are_the_mean_of_the_posterior(self, pipeline):
+        backbone, vae = load(pipeline), AutoencoderKL.from_pretrained(pipeline / "vae")
+        with torch.no_grad():
+            mean = vae.encode(pictures()).latent_dist.mean
+        latents = backbone.encode_images(pictures())
+        assert torch.equal(latents, mean) and latents.shape == (3, 4, 8, 8)
+        assert torch.equal(backbone.scale_latents(latents), mean * 0.6)
+
+    def test_pixels_are_decoded_as_diffusers_decodes_them(self, pipeline):
+        plain, latents = open_plain(pipeline), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2)) * 3
+        with torch.no_grad():
+            decoded = plain.vae.decode(latents / 0.6).sample
+        expected = plain.image_processor.postprocess(decoded, output_type="pt")
+        pixels = load(pipeline).decode(latents)
+        torch.testing.assert_close(pixels, expected)
+        assert 0 <= pixels.min() and pixels.max() <= 1
+
+    def test_predictions_are_those_of_the_plain_network(self, pipeline):
+        backbone, unet = load(pipeline), UNet2DConditionModel.from_pretrained(pipeline / "unet")
+        at = points(backbone)
+        with torch.no_grad():
+            assert torch.equal(predict(backbone, at), unet(at.x_t, at.t, at.cond["text"]).sample)
+
+    def test_shapes_and_schedule(self, pipeline, v_pipeline):
+        backbone = load(pipeline)
+        assert backbone.resolution == 32
+        assert backbone.latent_shape(32) == (4, 8, 8) and backbone.latent_shape(48) == (4, 12, 12)
+        assert list(backbone.encode_prompts(["a"])) == list(backbone.cond_names)
+        assert backbone.schedule.prediction_type == "epsilon"
+        assert load(v_pipeline).schedule.prediction_type == "v_prediction"
+
+    @pytest.mark.parametrize("resolution", [30, 33, 1])
+    def test_a_side_that_is_no_multiple_is_refused(self, pipeline, resolution):
+        with pytest.raises(UserError, match=f"resolution: {resolution} is no multiple of the VAE's 4"):
+            load(pipeline).latent_shape(resolution)
+
+    def test_nothing_trains_unless_asked(self, pipeline):
+        assert not any(p.requires_grad for p in load(pipeline).net.parameters())
+        assert all(p.requires_grad for p in load(pipeline, trainable=True).net.parameters())
+
+    def test_vae_and_text_encoder_wait_until_they_are_used(self, pipeline):
+        parts = load(pipeline, trainable=True).parts
+        assert not {"vae", "text_encoder", "tokenizer"} & set(vars(parts))
+
+
+class TestIdentity:
+    def test_a_changed_weight_changes_its_own_hash(self, pipeline, tmp_path):
+        changed, before = copy_of(pipeline, tmp_path / "p"), load(pipeline).identity()
+        assert load(changed).identity() == before
+        for part, key in (("vae/diffusion_pytorch_model.safetensors", "vae"), ("text_encoder/model.safetensors", "text")):
+            last = load(changed).identity()
+            state = load_file(changed / part)
+            name = sorted(state)[0]
+            state[name].view(-1)[0] += 1e-3
+            save_file(state, changed / part, metadata={"format": "pt"})
+            now = load(changed).identity()
+            assert {name for name in now if now[name] != last[name]} == {key}
+
+    def test_the_tokenizer_and_the_precision_count_for_text(self, pipeline, tmp_path):
+        changed, before = copy_of(pipeline, tmp_path / "p"), load(pipeline).identity()
+        half = load(pipeline, weights=torch.bfloat16).identity()
+        assert half["vae"] == before["vae"] and half["text"] != before["text"]
+        (changed / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+        assert load(changed).identity()["text"] != before["text"]
+
+    def test_the_unet_does_not_count(self, pipeline, tmp_path):
+        changed = copy_of(pipeline, tmp_path / "p")
+        make_unet().save_pretrained(changed / "unet")
+        assert load(changed).identity() == load(pipeline).identity()
+
+
+class TestOverrides:
+    def test_another_vae(self, pipeline, v_pipeline, tmp_path):
+        make_vae(scaling_factor=0.25).save_pretrained(tmp_path / "vae")
+        backbone = load(pipeline, vae=str(tmp_path / "vae"))
+        other = AutoencoderKL.from_pretrained(tmp_path / "vae")
+        with torch.no_grad():
+            assert torch.equal(backbone.encode_images(pictures()), other.encode(pictures()).latent_dist.mean)
+        assert backbone.scale_latents(torch.ones(1)).item() == 0.25
+        assert backbone.identity()["vae"] != load(pipeline).identity()["vae"]
+        assert load(pipeline, vae=str(v_pipeline)).identity()["vae"] == load(v_pipeline).identity()["vae"]
+
+    def test_another_unet(self, pipeline, v_pipeline):
+        backbone, other = load(pipeline, unet=str(v_pipeline / "unet")), load(v_pipeline)
+        at = points(backbone)
+        assert torch.equal(predict(backbone, at), predict(other, at))
+        assert backbone.schedule.prediction_type == "epsilon"
+
+    def test_what_was_given_is_what_is_saved(self, pipeline, tmp_path):
+        make_vae(scaling_factor=0.25).save_pretrained(tmp_path / "vae")
+        load(pipeline, vae=str(tmp_path / "vae"), trainable=True).save(tmp_path / "final", lora=False)
+        assert open_plain(tmp_path / "final").vae.config.scaling_factor == 0.25
+
+
+class TestWrongFolders:
+    @pytest.mark.parametrize("part", ["vae", "unet", "text_encoder", "tokenizer", "scheduler"])
+    def test_a_missing_part_is_named(self, pipeline, tmp_path, part):
+        broken = copy_of(pipeline, tmp_path / "p")
+        (broken / part).rename(tmp_path / "elsewhere")
+        with pytest.raises(UserError) as error:
+            load(broken)
+        message = str(error.value)
+        assert message.startswith(f"{broken} has no {part}/ folder (") and "\n" not in message
+
+    @pytest.mark.parametrize("file", ["unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"])
+    def test_broken_json_is_named(self, pipeline, tmp_path, file):
+        broken = copy_of(pipeline, tmp_path / "p")
+        (broken / file).write_text('{"half": ')
+        with pytest.raises(UserError) as error:
+            load(broken)
+        assert str(broken / file.split("/")[0]) in str(error.value) and "\n" not in str(error.value)
+
+    def use(self, folder):
+        backbone = load(folder)
+        backbone.encode_prompts(["a"])
+        backbone.encode_images(pictures(1))
+
+    @pytest.mark.parametrize("damage", ["missing", "cut", "empty"])
+    @pytest.mark.parametrize(
+        "file",
+        [
+            "unet/diffusion_pytorch_model.safetensors",
+            "vae/diffusion_pytorch_model.safetensors",
+            "text_encoder/model.safetensors",
+        ],
+    )
+    def test_damaged_weights_are_named(self, pipeline, tmp_path, file, damage):
+        broken = copy_of(pipeline, tmp_path / "p")
+        content = (broken / file).read_bytes()
+        (broken / file).unlink()
+        if damage != "missing":
+            (broken / file).write_bytes(content[: len(content) // 2 if damage == "cut" else 0])
+        with pytest.raises(UserError) as error:
+            self.use(broken)
+        message = str(error.value)
+        assert message.startswith(f"{broken / file.split('/')[0]} does not load as a ") and "\n" not in message
+
+    def test_a_broken_tokenizer_is_named(self, pipeline, tmp_path):
+        broken = copy_of(pipeline, tmp_path / "p")
+        for file in (broken / "tokenizer").iterdir():
+            file.write_text("{")
+        with pytest.raises(UserError, match="tokenizer does not load as a CLIPTokenizer"):
+            self.use(broken)
+
+    def test_a_unet_of_another_family_is_refused(self, pipeline, tmp_path):
+        make_unet(text_width=32).save_pretrained(tmp_path / "wide")
+        with pytest.raises(UserError, match="wide takes text of width 32, but .*text_encoder gives 16"):
+            load(pipeline, unet=str(tmp_path / "wide"))
+        make_unet(channels=9).save_pretrained(tmp_path / "inpainting")
+        with pytest.raises(UserError, match="inpainting takes 9 channels, but .*vae gives 4"):
+            load(pipeline, unet=str(tmp_path / "inpainting"))
+
+    def test_a_schedule_of_another_kind_is_refused(self, pipeline, tmp_path):
+        changed = copy_of(pipeline, tmp_path / "p")
+        file = changed / "scheduler" / "scheduler_config.json"
+        write_json(file, {**json.loads(file.read_text()), "prediction_type": "sample"})
+        with pytest.raises(UserError, match="predicts 'sample'"):
+            load(changed)
+
+
+class TestLora:
+    def test_only_the_adapters_train_and_in_fp32(self, pipeline):
+        backbone = load(pipeline, trainable=True, weights=torch.bfloat16, lora_rank=2)
+        trained = {name: p for name, p in backbone.net.named_parameters() if p.requires_grad}
+        assert trained and all("lora_" in name and p.dtype == torch.float32 for name, p in trained.items())
+        frozen = {name: p for name, p in backbone.net.named_parameters() if not p.requires_grad}
+        assert all("lora_" not in name and p.dtype == torch.bfloat16 for name, p in frozen.items())
+        layers = {name.split(".lora_")[0].split("attn")[1][2:] for name in trained}
+        assert layers == {"to_q", "to_k", "to_v", "to_out.0"}
+        assert {p.shape[0] for name, p in trained.items() if "lora_A" in name} == {2}
+
+    def test_it_starts_as_the_base_and_training_leaves_the_base_alone(self, pipeline):
+        base, backbone = load(pipeline), load(pipeline, trainable=True, lora_rank=2)
+        at = points(base)
+        torch.testing.assert_close(predict(backbone, at), predict(base, at))
+        learn(backbone)
+        assert (predict(backbone, at) - predict(base, at)).abs().max() > 1e-3
+        state = {name.replace(".base_layer", ""): v for name, v in backbone.net.state_dict().items() if "lora" not in name}
+        assert all(torch.equal(value, state[name]) for name, value in base.net.state_dict().items())
+
+    @pytest.mark.parametrize("alpha", [None, 1, 8])
+    def test_what_is_saved_opens_elsewhere_and_predicts_the_same(self, pipeline, tmp_path, alpha):
+        backbone = load(pipeline, trainable=True, lora_rank=4, lora_alpha=alpha)
+        learn(backbone)
+        backbone.save(tmp_path, lora=True)
+        assert [path.name for path in tmp_path.iterdir()] == ["pytorch_lora_weights.safetensors"]
+        at = points(backbone)
+        expected = predict(backbone, at).detach()
+        plain = open_plain(pipeline)
+        plain.load_lora_weights(tmp_path)
+        with torch.no_grad():
+            theirs = plain.unet(at.x_t, at.t, at.cond["text"]).sample
+        torch.testing.assert_close(theirs, expected, atol=1e-6, rtol=1e-5)
+        for place in (tmp_path, tmp_path / "pytorch_lora_weights.safetensors"):
+            fused = load(pipeline, lora=str(place))
+            torch.testing.assert_close(predict(fused, at), expected, atol=1e-6, rtol=1e-5)
+            assert not any("lora" in name for name in fused.net.state_dict())
+        assert (expected - predict(load(pipeline), at)).abs().max() > 1e-3
+
+    def test_alpha_is_a_scale_over_the_rank(self, pipeline):
+        torch.manual_seed(0)
+        weak = load(pipeline, trainable=True, lora_rank=4)
+        torch.manual_seed(0)
+        strong = load(pipeline, trainable=True, lora_rank=4, lora_alpha=8)
+        at, base = points(weak), load(pipeline)
+        for backbone in (weak, strong):
+            for name, parameter in backbone.net.named_parameters():
+                if "lora_B" in name:
+                    torch.nn.init.constant_(parameter, 1e-4)
+        moved = [(predict(backbone, at) - predict(base, at)).detach().norm() for backbone in (weak, strong)]
+        assert (moved[1] / moved[0]).item() == pytest.approx(2, rel=0.02)
+
+    def test_a_fused_model_trains_on_and_saves_as_a_whole(self, pipeline, tmp_path):
+        first = load(pipeline, trainable=True, lora_rank=2)
+        learn(first)
+        first.save(tmp_path / "lora", lora=True)
+        fused = load(pipeline, lora=str(tmp_path / "lora"), trainable=True)
+        assert all(p.requires_grad for p in fused.net.parameters())
+        fused.save(tmp_path / "whole", lora=False)
+        at = points(first)
+        torch.testing.assert_close(predict(load(tmp_path / "whole"), at), predict(first, at), atol=1e-6, rtol=1e-5)
+        again = load(pipeline, lora=str(tmp_path / "lora"), trainable=True, lora_rank=3)
+        learn(again)
+        again.save(tmp_path / "second", lora=True)
+        opened = load(tmp_path / "whole", lora=str(tmp_path / "second"))
+        torch.testing.assert_close(predict(opened, at), predict(again, at), atol=1e-6, rtol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("targets", "nearest"), [(("to_q", "to_kk"), "did you mean 'to_k'"), (("to_out.1000",), "did you mean 'to_out")]
+    )
+    def test_a_layer_that_is_not_there_is_refused(self, pipeline, targets, nearest):
+        with pytest.raises(UserError, match=rf"model\.lora_targets: no layer is called '{targets[-1]}': {nearest}"):
+            load(pipeline, trainable=True, lora_rank=2, lora_targets=targets)
+
+    def test_a_layer_that_takes_no_adapter_is_refused(self, pipeline):
+        with pytest.raises(UserError, match=r"model\.lora_targets: .*GroupNorm"):
+            load(pipeline, trainable=True, lora_rank=2, lora_targets=("norm1",))
+
+    def test_wrong_lora_files_are_named(self, pipeline, tmp_path):
+        with pytest.raises(UserError, match=r"model\.lora: .*pytorch_lora_weights\.safetensors is not there"):
+            load(pipeline, lora=str(tmp_path))
+        file = tmp_path / "broken.safetensors"
+        file.write_bytes(b"nothing")
+        with pytest.raises(UserError, match=r"model\.lora: .*broken\.safetensors does not fit") as error:
+            load(pipeline, lora=str(file))
+        assert "\n" not in str(error.value)
+        save_file({"weight": torch.zeros(2)}, file)
+        with pytest.raises(UserError, match=r"broken\.safetensors holds no LoRA layers of a U-Net"):
+            load(pipeline, lora=str(file))
+
+    def test_a_lora_of_another_width_is_refused(self, pipeline, tmp_path):
+        backbone = load(pipeline, trainable=True, lora_rank=2)
+        backbone.save(tmp_path, lora=True)
+        file = tmp_path / "pytorch_lora_weights.safetensors"
+        save_file({name: torch.cat([value, value], dim=1) for name, value in load_file(file).items()}, file)
+        with pytest.raises(UserError, match="does not fit this U-Net") as error:
+            load(pipeline, lora=str(tmp_path))
+        assert "\n" not in str(error.value)
+
+
+class TestSaving:
+    def test_the_whole_pipeline_opens_plainly_with_the_same_images(self, pipeline, tmp_path):
+        backbone = load(pipeline, trainable=True)
+        before = images(backbone)
+        learn(backbone)
+        after = images(backbone)
+        assert before != after
+        backbone.save(tmp_path / "final", lora=False)
+        plain = open_plain(tmp_path / "final")
+        from diffusers import DDIMScheduler
+
+        plain.scheduler = DDIMScheduler.from_config(plain.scheduler.config)
+        for prompt, expected in zip(PROMPTS, after, strict=True):
+            generator = torch.Generator().manual_seed(7)
+            image = plain(prompt, num_inference_steps=4, guidance_scale=3.0, generator=generator, height=32, width=32)
+            assert image.images[0].tobytes() == expected
+        assert images(load(tmp_path / "final")) == after
+
+    def test_older_tokenizers_find_their_files(self, pipeline, tmp_path):
+        load(pipeline, trainable=True).save(tmp_path / "final", lora=False)
+        assert {"vocab.json", "merges.txt"} <= {path.name for path in (tmp_path / "final" / "tokenizer").iterdir()}
+
+    def test_a_pipeline_without_its_safety_checker_opens_after_saving(self, pipeline, tmp_path):
+        fetched = copy_of(pipeline, tmp_path / "p")
+        index = json.loads((fetched / "model_index.json").read_text())
+        index |= {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
+        write_json(fetched / "model_index.json", index)
+        load(fetched, trainable=True).save(tmp_path / "final", lora=False)
+        assert isinstance(open_plain(tmp_path / "final"), StableDiffusionPipeline)
+
+
+class TestPrecision:
+    def test_bf16_weights_predict_nearly_the_same(self, pipeline):
+        full, half = load(pipeline), load(pipeline, weights=torch.bfloat16)
+        at = points(full)
+        with torch.no_grad():
+            low = predict(half, points(half))
+        assert low.dtype == half.encode_prompts(["a"])["text"].dtype == torch.bfloat16
+        assert half.encode_images(pictures()).dtype == torch.float32
+        assert torch.equal(half.encode_images(pictures()), full.encode_images(pictures()))
+        assert (low.float() - predict(full, at)).norm() / predict(full, at).norm() < 0.05
+
+    def test_bf16_with_adapters_trains_under_autocast(self, pipeline):
+        backbone = load(pipeline, trainable=True, weights=torch.bfloat16, lora_rank=2)
+        at, base = points(backbone), load(pipeline, weights=torch.bfloat16)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(predict(backbone, at), predict(base, at))
+            predict(backbone, at).float().square().mean().backward()
+        gradients = [p.grad for p in backbone.net.parameters() if p.requires_grad]
+        assert all(g is not None and g.dtype == torch.float32 for g in gradients)
+        assert sum(g.abs().sum() for g in gradients) > 0
+
+
+class TestReference:
+    def test_adapters_off_is_the_base_and_leaves_them_on(self, pipeline):
+        backbone, base = load(pipeline, trainable=True, lora_rank=2), load(pipeline)
+        at = points(base)
+        learn(backbone)
+        moved = predict(backbone, at).detach()
+        known = adapters_off(backbone)(at)
+        torch.testing.assert_close(known, predict(base, at))
+        assert not known.requires_grad
+        assert torch.equal(predict(backbone, at), moved)
+        assert all(p.requires_grad == ("lora_" in name) for name, p in backbone.net.named_parameters())
+        learn(backbone, steps=1)
+        assert not torch.equal(predict(backbone, at), moved)
+
+    def test_adapters_come_back_after_a_failure(self, pipeline):
+        backbone = load(pipeline, trainable=True, lora_rank=2)
+        learn(backbone)
+        at = points(backbone)
+        moved = predict(backbone, at).detach()
+        with pytest.raises(RuntimeError):
+            adapters_off(backbone)(Points(at.x_t[:, :2], at.t, at.target, at.cond, at.label, at.weight))
+        assert torch.equal(predict(backbone, at), moved)
+
+    def test_a_frozen_copy_stays_where_the_policy_started(self, pipeline):
+        backbone = load(pipeline, trainable=True)
+        at = points(backbone)
+        before = predict(backbone, at).detach()
+        reference = frozen_copy(backbone)
+        assert torch.equal(reference(at), before) and not reference(at).requires_grad
+        learn(backbone)
+        assert (predict(backbone, at) - before).abs().max() > 1e-3
+        assert torch.equal(reference(at), before)
+        assert all(p.requires_grad for p in backbone.net.parameters())
