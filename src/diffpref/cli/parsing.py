@@ -12,19 +12,23 @@ import tyro
 from diffpref.errors import UserError
 
 T = TypeVar("T")
-_BOX = re.compile(r"[╭╮╰╯│─]+")
+_BOX = re.compile(r"[╭╮╰╯│─]+|^[|]|[|]$|^[|+ ]*-{5,}[|+ ]*$")  # tyro's frames, and those it draws in ASCII
 
 
-def parse(record: type[T], arguments: list[str], prog: str, default: T | None = None) -> T:
+def parse(record: type[T], arguments: list[str], prog: str, default: T | None = None, switches: bool = True) -> T:
     """Fill `record` (a dataclass) from the arguments; `--help` prints and ends the program.
 
+    Without `switches`, a bool is given as `--key true`, like any other value.
     Raises UserError with one line where an option is unknown or a value has the wrong type.
     """
+    style = (tyro.conf.AvoidSubcommands, *(() if switches else (tyro.conf.FlagConversionOff,)))
+    if not switches:
+        arguments = [{"true": "True", "false": "False"}.get(argument, argument) for argument in arguments]
     given: dict[str, Any] = {} if default is None else {"default": default}
     shown = io.StringIO()
     try:
         with contextlib.redirect_stderr(shown), _terminal(wide=not {"-h", "--help"} & set(arguments)):
-            return tyro.cli(record, args=arguments, prog=prog, config=(tyro.conf.AvoidSubcommands,), **given)
+            return tyro.cli(record, args=arguments, prog=prog, config=style, **given)
     except SystemExit as end:
         if end.code in (0, None):
             raise
@@ -48,7 +52,7 @@ def _terminal(wide: bool) -> Iterator[None]:
 
 def _one_line(box: str, prog: str) -> str:
     """The sentences of tyro's message without its frame, its title and its closing hints."""
-    lines = [_BOX.sub("", line).strip() for line in box.splitlines()[1:]]
+    lines = [_BOX.sub("", line.strip()).strip() for line in box.splitlines()[1:]]
     text = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
     text = re.sub(r"\s+", " ", text).partition(" Argument helptext: ")[0]
     return text.removesuffix(f" {prog} --help")

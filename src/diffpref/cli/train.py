@@ -1,5 +1,6 @@
 """`diffpref train [PRESET] [--config FILE] [--dotted.key VALUE] [--resume] [--print-config]`."""
 
+import os
 from pathlib import Path
 
 from diffpref.cli.parsing import parse, take_flag, take_value
@@ -23,14 +24,16 @@ def main(arguments: list[str]) -> None:
         chosen = from_yaml(Path(file), chosen)
     elif not named:
         raise UserError("train needs a preset or --config FILE; `diffpref train --help` lists the presets")
-    config = check(parse(Config, rest, f"diffpref train {arguments[0]}", chosen))
+    config = check(parse(Config, rest, f"diffpref train {arguments[0]}", chosen, switches=False))
     if print_config:
         print(to_yaml(config), end="")
         return
 
     from diffpref.train.loop import train
 
-    print(f"{train(config, resume=resume)}")
+    run = train(config, resume=resume)
+    if os.environ.get("RANK", "0") == "0":
+        print(run)
 
 
 def _usage(presets: list[str]) -> str:

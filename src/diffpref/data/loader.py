@@ -44,7 +44,8 @@ def choose_rows(dataset: PairDataset, store: Store, data: DataConfig) -> Choice:
     if dropped["ties"] == len(dataset):
         raise UserError(f"all {len(dataset)} pairs are ties; train on them with --data.ties soft or random")
     if not train:
-        raise UserError(f"no pair of {len(dataset)} is left to train on: {dropped}, {len(heldout)} held out")
+        why = ", ".join(f"{count} {reason}" for reason, count in {**dropped, "held out": len(heldout)}.items())
+        raise UserError(f"no pair of {len(dataset)} is left to train on: {why}")
     return Choice(train, heldout, dropped)
 
 

@@ -7,6 +7,7 @@ killed builder leaves nothing that is read, and several builders never touch one
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
@@ -40,7 +41,7 @@ class TensorWriter:
         Raises RunError for values that fp16 cannot hold, PermissionError where no shard could be written.
         """
         if not os.access(self._folder, os.W_OK):
-            raise PermissionError(f"no permission to write {self._folder}")
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self._folder))
         halves = rows.to("cpu", torch.float16)
         finite = halves.flatten(1).isfinite().all(dim=1)
         if not finite.all():

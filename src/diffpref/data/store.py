@@ -68,7 +68,7 @@ def build_store(folder: Path, dataset: PairDataset, backbone: Backbone, data: Da
         hashes, bad = _encode_images(folder, image_recipe, dataset, backbone, data)
         _encode_prompts(folder, text_recipe, dataset, backbone)
     except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"data.cache: no permission to write {folder}") from error
+        raise UserError(f"data.cache: cannot write {folder}: {error.strerror}") from error
     text = {name: Shards(folder, f"text_{name}", text_recipe) for name in backbone.cond_names}
     return Store(Shards(folder, "latents", image_recipe), text, hashes, bad)
 

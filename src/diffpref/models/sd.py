@@ -158,9 +158,9 @@ def load(model: ModelConfig, device: torch.device, weights: torch.dtype, trainab
     full = trainable and model.lora_rank == 0
     net = _load(UNet2DConditionModel, unet, torch_dtype=torch.float32 if full else weights).to(device)
     _check_fit(net.config, parts, unet)
-    net.requires_grad_(full)
     if model.lora:
         _load_lora(net, model.lora)
+    net.requires_grad_(full)  # after fusing, which freezes what it touches
     if trainable and model.lora_rank:
         _add_lora(net, model)
     return StableDiffusion(net, schedule, parts)

@@ -49,12 +49,13 @@ def train(config: Config, resume: bool = False) -> Path:
     weights = weights_dtype(config.train.mixed_precision, accelerator.device)
     run = RunFolder(Path(config.output_dir))
     if accelerator.is_main_process:
-        run.claim(config, resume)
+        run.refuse_if_taken(config, resume)
     torch.manual_seed(config.train.seed)  # the adapters' first values; samples draw from their own generators
     backbone = load_backbone(config.model, accelerator.device, weights, trainable=True)
     loader, heldout, choice = open_preferences(config, backbone, accelerator)
     if accelerator.is_main_process:
-        _announce(config, choice)
+        run.claim(config)
+        _announce(config, choice, loader, run)
     reference = None
     if config.objective.needs_reference:
         reference = adapters_off(backbone) if config.model.lora_rank else frozen_copy(backbone)
@@ -85,7 +86,8 @@ def train(config: Config, resume: bool = False) -> Path:
 
     def keep() -> None:
         if accelerator.is_main_process:
-            state = {"non_finite": position.non_finite, "config": config.output_dir}
+            scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
+            state = {"non_finite": position.non_finite, "scaler": scaler}
             captured = checkpoint.capture(position.step, backbone.net, optimizer, state)
             checkpoint.save(run.checkpoints, captured, config.train.checkpoints_total_limit)
         accelerator.wait_for_everyone()
@@ -158,24 +160,23 @@ def _step(
     grad_norm: Any = accelerator.clip_grad_norm_(policy.net.parameters(), config.train.max_grad_norm or math.inf)
     entry = _averages(accelerator, seen)
     entry |= {"lr": optimizer.param_groups[0]["lr"], "grad_norm": float(grad_norm)}
-    if accelerator.scaler is None and not (math.isfinite(entry["loss"]) and math.isfinite(entry["grad_norm"])):
-        _refuse(position, offenders)
-    else:
-        position.non_finite = 0
+    fp16 = accelerator.scaler is not None  # then an infinite gradient is the scaler's to refuse: it lowers its scale
+    finite = math.isfinite(entry["loss"]) and (fp16 or math.isfinite(entry["grad_norm"]))
+    if finite or fp16:
         optimizer.step()
+    position.non_finite = 0 if finite else _refused(position, offenders)
     optimizer.zero_grad()
     return entry
 
 
-def _refuse(position: Position, offenders: list[str]) -> None:
-    """A gradient that is not finite is never applied; three in a row end the run."""
-    position.non_finite += 1
+def _refused(position: Position, offenders: list[str]) -> int:
+    """Count a step whose gradient was not finite and so not applied; three in a row end the run."""
+    step, count = position.step + 1, position.non_finite + 1
     names = ", ".join(offenders) or "no single sample's loss"
-    log.warning("step %d is not finite and was not applied (%s)", position.step + 1, names)
-    if position.non_finite >= NON_FINITE_LIMIT:
-        raise RunError(
-            f"{NON_FINITE_LIMIT} steps in a row were not finite, the last at step {position.step + 1}: {names}"
-        )
+    log.warning("step %d is not finite and was not applied (%s)", step, names)
+    if count >= NON_FINITE_LIMIT:
+        raise RunError(f"{count} steps in a row were not finite, the last at step {step}: {names}")
+    return count
 
 
 def _averages(accelerator: Accelerator, seen: dict[str, list[Tensor]]) -> dict[str, float]:
@@ -194,15 +195,15 @@ def _resume(run: RunFolder, backbone: Backbone, optimizer: Any, accelerator: Acc
     found, damaged = checkpoint.newest(run.checkpoints)
     for path in damaged:
         log.warning("%s is damaged and was passed over", path)
-    step = 0
     position = Position()
     if found:
         checkpoint.restore(found, backbone.net, optimizer)
-        step = found.step
-        position = Position(step=step, non_finite=found.state["non_finite"])
+        position = Position(step=found.step, non_finite=found.state["non_finite"])
+        if accelerator.scaler:
+            accelerator.scaler.load_state_dict(found.state["scaler"])
+        log.info("going on from step %d", position.step)
     if accelerator.is_main_process:
-        run.rewind_metrics(step)
-        log.info("going on from step %d", step)
+        run.rewind_metrics(position.step if found else -1)
     accelerator.wait_for_everyone()
     return position
 
@@ -211,11 +212,14 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _announce(config: Config, choice: Choice) -> None:
+def _announce(config: Config, choice: Choice, loader: Loader, run: RunFolder) -> None:
+    """Say what is trained on, and name what was left out."""
     kind = "pairs" if config.objective.needs_pairs else "images"
     left_out = ", ".join(f"{count} {reason}" for reason, count in choice.dropped.items() if count)
     text = f"{len(choice.train)} {kind} to train on, {len(choice.heldout)} held out"
     log.info("%s%s", text, f"; left out: {left_out}" if left_out else "")
+    if bad := loader.store.bad:
+        run.list_skipped([{"id": loader.dataset.ids[row], "reason": reason} for row, reason in bad.items()])
 
 
 class _Clock:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,6 @@ def open_preferences(config: Config, backbone: Backbone, accelerator: Any) -> tu
     if accelerator.is_main_process:
         accelerator.wait_for_everyone()
     choice = choose_rows(dataset, store, config.data)
-    if accelerator.is_main_process and store.bad:
-        bad = [{"id": dataset.ids[row], "reason": reason} for row, reason in store.bad.items()]
-        (Path(config.output_dir) / "skipped_rows.json").write_text(json.dumps(bad, indent=1), encoding="utf-8")
     pairs = config.objective.needs_pairs
 
     def loader(rows: list[int]) -> Loader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
 import sys
 from importlib.metadata import version
@@ -27,19 +28,27 @@ class RunFolder:
         self.final = path / "final"
         self._metrics = path / "metrics.jsonl"
 
-    def claim(self, config: Config, resume: bool) -> None:
-        """Make the folder this run's. Raises UserError if it holds another run, or one not to be resumed."""
+    def refuse_if_taken(self, config: Config, resume: bool) -> None:
+        """Raise UserError if the folder holds another run, or one that is not to be resumed, or cannot be written."""
         held = self.path / "config.yaml"
         if held.is_file() and not resume:
             raise UserError(f"output_dir: {self.path} holds a run; add --resume to go on with it, or choose another")
         if held.is_file():
             _refuse_changes(from_yaml(held, Config()), config, held)
+        existing = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        if not existing.is_dir():
+            raise UserError(f"output_dir: {self.path} cannot be made: {existing} is a file")
+        if not os.access(existing, os.W_OK):
+            raise UserError(f"output_dir: no permission to write {existing}")
+
+    def claim(self, config: Config) -> None:
+        """Make the folder this run's: write its configuration and what it runs on."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            held.write_text(to_yaml(config), encoding="utf-8")
+            (self.path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
             environment = json.dumps(_environment(), indent=1)
             (self.path / "environment.json").write_text(environment, encoding="utf-8")
-        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        except OSError as error:
             raise UserError(f"output_dir: cannot write {self.path}: {error.strerror}") from error
 
     def rewind_metrics(self, step: int) -> None:
@@ -48,6 +57,10 @@ class RunFolder:
             return
         kept = [line for line in self._metrics.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
         self._metrics.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def list_skipped(self, rows: list[dict[str, str]]) -> None:
+        """Name the rows that could not be read, in skipped_rows.json."""
+        (self.path / "skipped_rows.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
     def log(self, entry: dict[str, Any]) -> None:
         """Append one object to metrics.jsonl."""

@@ -1,0 +1,236 @@
+"""The store: latents are what the VAE says, each made once, and bad images are named and passed over."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from support.datasets import encoded, noise, truncated_jpeg
+from support.tiny import SIDE, load, make_pairs, write_pairs
+
+from diffpref.data.dataset import PairDataset
+from diffpref.data.images import decode
+from diffpref.data.loader import choose_rows
+from diffpref.data.pixels import to_pixels
+from diffpref.data.shards import Shards
+from diffpref.data.store import build_store
+from diffpref.errors import RunError, UserError
+from diffpref.files import sha256
+from diffpref.models.sd import StableDiffusion
+from diffpref.train.config import DataConfig
+
+DATA = DataConfig(resolution=SIDE)
+
+
+@pytest.fixture
+def backbone(pipeline):
+    return load(pipeline)
+
+
+@pytest.fixture
+def calls(monkeypatch) -> dict[str, int]:
+    """How many images and prompts are encoded from here on."""
+    counted = {"images": 0, "prompts": 0}
+    images, prompts = StableDiffusion.encode_images, StableDiffusion.encode_prompts
+
+    def encode_images(self, pixels):
+        counted["images"] += len(pixels)
+        return images(self, pixels)
+
+    def encode_prompts(self, texts):
+        counted["prompts"] += len(texts)
+        return prompts(self, texts)
+
+    monkeypatch.setattr(StableDiffusion, "encode_images", encode_images)
+    monkeypatch.setattr(StableDiffusion, "encode_prompts", encode_prompts)
+    return counted
+
+
+def pairs(folder, count: int = 10, **columns) -> PairDataset:
+    return PairDataset.open(write_pairs(folder, make_pairs(count, **columns)))
+
+
+def close_to_fp16(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected.half().float(), atol=2e-3, rtol=2e-3)
+
+
+def test_latents_and_text_are_those_of_direct_encoding(tmp_path, backbone):
+    dataset = pairs(tmp_path / "data", 10)
+    store = build_store(tmp_path / "store", dataset, backbone, DATA)
+    for row in (0, 9):
+        for place, side in enumerate(("chosen", "rejected")):
+            pixels = to_pixels(decode(dataset.image_bytes(row, side)), SIDE, "center")[None]
+            found = store.images([(store.hashes[row][place], False)])
+            assert found.dtype == torch.float32
+            close_to_fp16(found, backbone.encode_images(pixels))
+    prompts = [dataset.prompts[7], "", dataset.prompts[0]]
+    close_to_fp16(store.prompts(prompts)["text"], backbone.encode_prompts(prompts)["text"])
+    assert store.bad == {} and None not in store.hashes
+
+
+def test_hashes_are_of_the_original_bytes(tmp_path, backbone):
+    dataset = pairs(tmp_path / "data", 2)
+    store = build_store(tmp_path / "store", dataset, backbone, DATA)
+    (tmp_path / "image").write_bytes(dataset.image_bytes(1, "rejected"))
+    assert store.hashes[1][1] == sha256(tmp_path / "image")
+
+
+def test_repeats_are_stored_once(tmp_path, backbone, calls):
+    same = encoded(noise(999, SIDE, SIDE))
+    dataset = pairs(tmp_path / "data", 20, chosen=[same] * 20, prompt=["one"] * 20)
+    store = build_store(tmp_path / "store", dataset, backbone, DATA)
+    assert len(store.latents.place) == 21  # the chosen one, and 20 rejected ones
+    assert calls == {"images": 21, "prompts": 2}  # "one" and the empty prompt
+    assert len({chosen for chosen, _ in store.hashes}) == 1
+
+
+def test_the_second_build_encodes_nothing_and_loads_no_encoder(tmp_path, pipeline, backbone, calls):
+    dataset = pairs(tmp_path / "data", 10)
+    first = build_store(tmp_path / "store", dataset, backbone, DATA)
+    files = sorted(path.name for path in (tmp_path / "store").iterdir())
+    assert calls == {"images": 20, "prompts": 6}
+    again = load(pipeline)
+    second = build_store(tmp_path / "store", dataset, again, DATA)
+    assert calls == {"images": 20, "prompts": 6}
+    assert not {"vae", "text_encoder", "tokenizer"} & set(vars(again.parts))
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == files
+    assert second.hashes == first.hashes
+    key = [(first.hashes[3][0], False)]
+    assert torch.equal(first.images(key), second.images(key))
+
+
+def test_only_what_is_new_is_made(tmp_path, backbone, calls):
+    build_store(tmp_path / "store", pairs(tmp_path / "few", 4), backbone, DATA)
+    build_store(tmp_path / "store", pairs(tmp_path / "more", 6), backbone, DATA)
+    assert calls == {"images": 12, "prompts": 1 + 3}
+
+
+def test_a_damaged_shard_is_made_again(tmp_path, backbone, calls):
+    dataset = pairs(tmp_path / "data", 3)
+    first = build_store(tmp_path / "store", dataset, backbone, DATA)
+    keys = [(sha, False) for pair in first.hashes for sha in pair]
+    expected = first.images(keys).clone()
+    (shard,) = (tmp_path / "store").glob("latents-*.safetensors")
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 0x40
+    (tmp_path / "other").write_bytes(content)
+    (tmp_path / "other").replace(shard)
+    store = build_store(tmp_path / "store", dataset, backbone, DATA)
+    assert calls["images"] == 12 and store.latents.damaged == [shard]
+    assert torch.equal(store.images(keys), expected)
+
+
+@pytest.mark.parametrize("change", [{"resolution": 16}, {"crop": "none"}])
+def test_another_resolution_or_crop_is_another_recipe(tmp_path, backbone, calls, change):
+    dataset = pairs(tmp_path / "data", 2)
+    first = build_store(tmp_path / "store", dataset, backbone, DATA)
+    second = build_store(tmp_path / "store", dataset, backbone, replace(DATA, **change))
+    assert calls == {"images": 8, "prompts": 2}  # the text is shared
+    assert set(first.latents.place) == set(second.latents.place)
+    side = change.get("resolution", SIDE) // 4
+    assert second.images([(second.hashes[0][0], False)]).shape == (1, 4, side, side)
+    assert first.images([(first.hashes[0][0], False)]).shape == (1, 4, 8, 8)
+
+
+def test_another_vae_is_another_recipe(tmp_path, pipeline, v_pipeline, calls):
+    dataset = pairs(tmp_path / "data", 2)
+    first = build_store(tmp_path / "store", dataset, load(pipeline), DATA)
+    second = build_store(tmp_path / "store", dataset, load(pipeline, vae=str(v_pipeline)), DATA)
+    assert calls == {"images": 8, "prompts": 2}
+    key = [(first.hashes[0][0], False)]
+    assert not torch.equal(first.images(key), second.images(key))
+
+
+def test_text_in_another_precision_is_another_recipe(tmp_path, pipeline, calls):
+    dataset = pairs(tmp_path / "data", 2)
+    build_store(tmp_path / "store", dataset, load(pipeline), DATA)
+    build_store(tmp_path / "store", dataset, load(pipeline, weights=torch.bfloat16), DATA)
+    assert calls == {"images": 4, "prompts": 4}
+
+
+def test_flips_are_stored_beside(tmp_path, backbone, calls):
+    dataset = pairs(tmp_path / "data", 2)
+    build_store(tmp_path / "store", dataset, backbone, DATA)
+    store = build_store(tmp_path / "store", dataset, backbone, replace(DATA, flip=True))
+    assert calls["images"] == 4 + 8  # the plain ones come again with their mirrored ones
+    pixels = to_pixels(decode(dataset.image_bytes(1, "chosen")), SIDE, "center")[None]
+    sha = store.hashes[1][0]
+    close_to_fp16(store.images([(sha, True)]), backbone.encode_images(pixels.flip(3)))
+    close_to_fp16(store.images([(sha, False)]), backbone.encode_images(pixels))
+    assert not torch.equal(store.images([(sha, True)]), store.images([(sha, False)]))
+
+
+def test_captions_of_both_images_are_stored(tmp_path, backbone):
+    captions = {"chosen_prompt": ["the left one", None], "rejected_prompt": [None, "the right one"]}
+    store = build_store(tmp_path / "store", pairs(tmp_path / "data", 2, **captions), backbone, DATA)
+    given = ["the left one", "the right one", "a red circle number 0"]
+    close_to_fp16(store.prompts(given)["text"], backbone.encode_prompts(given)["text"])
+
+
+def test_a_bad_image_is_named_and_its_row_left_out(tmp_path, backbone):
+    bad = [encoded(noise(n, SIDE, SIDE)) for n in range(40)]
+    bad[3] = truncated_jpeg()
+    dataset = pairs(tmp_path / "data", 40, rejected=bad, label=[1.0] * 40)
+    store = build_store(tmp_path / "store", dataset, backbone, DATA)
+    assert list(store.bad) == [3] and "truncated" in store.bad[3].lower()
+    assert store.hashes[3] is None and store.hashes.count(None) == 1
+    choice = choose_rows(dataset, store, DATA)
+    assert choice.dropped == {"unreadable": 1, "ties": 0} and len(choice.train) == 39
+    again = build_store(tmp_path / "store", dataset, backbone, DATA)
+    assert again.bad == store.bad
+
+
+def test_every_row_with_a_bad_image_counts(tmp_path, backbone):
+    images = [encoded(noise(n, SIDE, SIDE)) for n in range(40)]
+    images[2] = images[30] = truncated_jpeg()  # in different batches
+    store = build_store(tmp_path / "store", pairs(tmp_path / "data", 40, chosen=images), backbone, DATA)
+    assert sorted(store.bad) == [2, 30]
+
+
+def test_more_than_five_in_a_hundred_stop(tmp_path, backbone):
+    images = [encoded(noise(n, SIDE, SIDE)) for n in range(40)]
+    images[4], images[5], images[6] = b"", b"no image", encoded(noise(0, 1, 200))
+    dataset = pairs(tmp_path / "data", 40, chosen=images)
+    with pytest.raises(UserError) as error:
+        build_store(tmp_path / "store", dataset, backbone, DATA)
+    assert str(error.value) == (
+        "3 of 40 rows have images that cannot be read (over 5%); the first is row pair-4: no bytes"
+    )
+
+
+def test_a_latent_that_is_not_finite_stops(tmp_path, backbone):
+    with torch.no_grad():
+        next(iter(backbone.parts.vae.parameters())).fill_(float("nan"))
+    with pytest.raises(RunError, match="not finite in fp16"):
+        build_store(tmp_path / "store", pairs(tmp_path / "data", 2), backbone, DATA)
+    assert not list((tmp_path / "store").glob("latents*"))
+
+
+def test_a_resolution_that_the_vae_cannot_take_writes_nothing(tmp_path, backbone):
+    with pytest.raises(UserError, match="resolution: 30"):
+        build_store(tmp_path / "store", pairs(tmp_path / "data", 2), backbone, replace(DATA, resolution=30))
+    assert not (tmp_path / "store").exists()
+
+
+def test_no_permission_to_write_is_one_line(tmp_path, backbone, monkeypatch):
+    dataset = pairs(tmp_path / "data", 2)
+    (tmp_path / "file").touch()
+    for folder, reason in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "store", "Not a directory")):
+        with pytest.raises(UserError, match=rf"^data\.cache: cannot write {folder}: {reason}$"):
+            build_store(folder, dataset, backbone, DATA)
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # tests may run as root, who may write anywhere
+    with pytest.raises(UserError, match=r"^data\.cache: cannot write .*store: Permission denied$"):
+        build_store(tmp_path / "store", dataset, backbone, DATA)
+
+
+def test_a_finished_store_needs_no_permission(tmp_path, backbone, monkeypatch):
+    dataset = pairs(tmp_path / "data", 2)
+    first = build_store(tmp_path / "store", dataset, backbone, DATA)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert build_store(tmp_path / "store", dataset, backbone, DATA).hashes == first.hashes
+
+
+def test_the_store_keeps_fp16_on_disk(tmp_path, backbone):
+    store = build_store(tmp_path / "store", pairs(tmp_path / "data", 2), backbone, DATA)
+    assert isinstance(store.latents, Shards)
+    assert store.latents.rows([store.hashes[0][0]]).numpy().dtype == np.float16
