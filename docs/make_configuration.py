@@ -6,6 +6,7 @@ text, `MEANINGS` has one; a key with neither is an error, so no key stays undocu
 
 import ast
 import inspect
+import itertools
 import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -18,27 +19,6 @@ from diffpref.train.config import Config
 PAGE = Path(__file__).with_name("configuration.md")
 NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null"}
 MEANINGS = {
-    "Config.output_dir": "The run folder.",
-    "TrainConfig.max_steps": "Optimizer steps of the whole run.",
-    "TrainConfig.gradient_accumulation_steps": "Micro-steps whose gradients make one optimizer step.",
-    "TrainConfig.learning_rate": "The learning rate after warm-up.",
-    "TrainConfig.lr_scheduler": "How the learning rate changes with the step; diffusers' schedule of that name.",
-    "TrainConfig.lr_warmup_steps": "Steps over which the rate rises from 0; `constant` ignores it.",
-    "TrainConfig.optimizer": "The optimizer: torch's fused AdamW.",
-    "TrainConfig.adam_beta1": "Decay of AdamW's mean of gradients.",
-    "TrainConfig.adam_beta2": "Decay of AdamW's mean of squared gradients.",
-    "TrainConfig.adam_epsilon": "What AdamW adds to the denominator.",
-    "TrainConfig.weight_decay": "AdamW's decoupled weight decay.",
-    "TrainConfig.mixed_precision": "Precision of the forward pass and of weights that do not train. "
-    "What trains is fp32 always; `fp16` needs a GPU.",
-    "TrainConfig.gradient_checkpointing": "Compute activations again in the backward pass: less memory, more time.",
-    "TrainConfig.logging_steps": "Steps between lines of `metrics.jsonl`; the last step is logged always.",
-    "TrainConfig.seed": "Fixes the order of samples, their times, noises, flips and prompt drops, and the adapters' "
-    "first values.",
-    "ValidationConfig.sampler": "The sampler of the validation images.",
-    "ValidationConfig.num_inference_steps": "Its number of steps.",
-    "ValidationConfig.guidance_scale": "Classifier-free guidance; 1 or below is none.",
-    "ValidationConfig.seed": "Fixes the noise of validation images, and times and noises of the held-out pairs.",
     "DPO.beta": "How strongly the policy is held to the reference; see [the convention](objectives.md#conventions).",
     "DPO.name": "Which objective.",
     "SFT.name": "Which objective.",
@@ -101,7 +81,7 @@ def field_texts(kind: type) -> dict[str, str]:
     body = ast.parse(inspect.getsource(kind)).body[0].body  # type: ignore[attr-defined]
     return {
         entry.target.id: " ".join(text.value.value.split())
-        for entry, text in zip(body, body[1:], strict=False)
+        for entry, text in itertools.pairwise(body)
         if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name)
         if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
     }

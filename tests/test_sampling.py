@@ -90,5 +90,5 @@ def test_the_global_generator_plays_no_part(pipeline):
 def test_more_steps_than_the_model_knows_are_refused(pipeline):
     backbone = load(pipeline)
     scheduler = scheduler_of("ddim", backbone.scheduler_config)
-    with pytest.raises(UserError, match="sampling steps: .*1001.*1000"):
+    with pytest.raises(UserError, match=r"sampling steps: .*1001.*1000"):
         sample(backbone, scheduler, ["a"], [0], 32, Sampling("ddim", 1001, 1.0))

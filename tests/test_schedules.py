@@ -38,10 +38,8 @@ def test_noisy_latents_are_those_of_diffusers(both):
 
 def test_targets_are_those_of_diffusers(both):
     ours, theirs = both
-    if ours.prediction_type == "epsilon":
-        expected = latents(1)
-    else:
-        expected = theirs.get_velocity(latents(0), latents(1), TIMES)
+    velocity = theirs.get_velocity(latents(0), latents(1), TIMES)
+    expected = latents(1) if ours.prediction_type == "epsilon" else velocity
     torch.testing.assert_close(ours.target(latents(0), latents(1), TIMES), expected)
 
 

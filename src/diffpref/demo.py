@@ -13,7 +13,7 @@ from typing import Any
 
 from diffpref.errors import UserError
 from diffpref.evaluate.compare import Comparison, compare
-from diffpref.evaluate.generate import generate, wishes
+from diffpref.evaluate.generate import fingerprint, generate, wishes
 from diffpref.evaluate.prompts import read_prompts
 from diffpref.models.loading import best_device, load_backbone, weights_dtype
 from diffpref.presets import preset
@@ -82,7 +82,8 @@ def _draw(model: str, folder: Path, description: str, config: Config) -> None:
     look = config.validation
     how = Sampling(look.sampler, look.num_inference_steps, look.guidance_scale)
     wanted = wishes(read_prompts("embedded"), 1, EVALUATION_SEED)
-    generate(backbone, folder, wanted, how, config.data.resolution, IMAGE_BATCH, description)
+    resolution = config.data.resolution
+    generate(backbone, folder, wanted, how, resolution, IMAGE_BATCH, description, model=fingerprint(backbone))
 
 
 def _result(comparison: Comparison, run: Path, report: Path) -> dict[str, Any]:
@@ -103,13 +104,13 @@ def _result(comparison: Comparison, run: Path, report: Path) -> dict[str, Any]:
 def _commands(output: Path, seed: int) -> list[str]:
     look = preset("embedded-dpo").validation
     how = f"--sampler {look.sampler} --steps {look.num_inference_steps} --guidance-scale {look.guidance_scale}"
-    data = output / "preferences"
+    run, base, tuned = (f"runs/by-hand/{name}" for name in ("run", "base", "tuned"))
     return [
         f"diffpref demo --seed {seed} --output-dir {output}",
         "# or step by step:",
-        f"diffpref train embedded-dpo --data.path {data} --train.seed {seed} --output-dir {output / 'run'}",
-        f"diffpref generate embedded {output / 'base'} --prompts embedded {how}",
-        f"diffpref generate {output / 'run' / 'final'} {output / 'tuned'} --prompts embedded {how}",
-        f"diffpref score {output / 'base'} {output / 'tuned'} --scorer embedded-judge",
-        f"diffpref compare {output / 'base'} {output / 'tuned'} --scorer embedded-judge",
+        f"diffpref train embedded-dpo --train.seed {seed} --output-dir {run}",
+        f"diffpref generate embedded {base} --prompts embedded {how}",
+        f"diffpref generate {run}/final {tuned} --prompts embedded {how}",
+        f"diffpref score {base} {tuned} --scorer embedded-judge",
+        f"diffpref compare {base} {tuned} --scorer embedded-judge",
     ]

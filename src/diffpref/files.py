@@ -1,8 +1,10 @@
-"""Small things about files that more than one part needs."""
+"""Files: sums, what must be on the disk, and results that are written whole or not at all."""
 
 import hashlib
 import os
 from pathlib import Path
+
+from diffpref.errors import UserError
 
 
 def sha256(path: Path) -> str:
@@ -18,3 +20,20 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file beside its place and rename it there, so that no reader ever sees half of it.
+
+    Raises UserError where the place cannot be written.
+    """
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            beside.write_bytes(content)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None

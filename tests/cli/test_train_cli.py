@@ -47,7 +47,11 @@ def test_values_of_every_kind(capsys, tmp_path):
     given = ["--output-dir", "somewhere", "--objective.beta", "2e3", "--model.lora-targets", "to_q", "to_v"]
     given += ["--data.cache", "x", "--data.ties", "soft", "--model.lora-alpha", "4", "--data.flip", "True"]
     config = printed(capsys, tmp_path, "embedded-dpo", *given)
-    assert (config.output_dir, config.objective.beta, config.model.lora_targets) == ("somewhere", 2000.0, ("to_q", "to_v"))
+    assert (config.output_dir, config.objective.beta, config.model.lora_targets) == (
+        "somewhere",
+        2000.0,
+        ("to_q", "to_v"),
+    )
     assert (config.data.cache, config.data.ties, config.model.lora_alpha, config.data.flip) == ("x", "soft", 4, True)
 
 
@@ -55,7 +59,10 @@ def test_values_of_every_kind(capsys, tmp_path):
     ("arguments", "message"),
     [
         (["embeded-dpo"], "unknown preset 'embeded-dpo': did you mean 'embedded-dpo'?"),
-        (["embedded-dpo", "--train.max-stepz", "3"], "Unrecognized options: --train.max-stepz, 3 Perhaps you meant: --train.max-steps"),
+        (
+            ["embedded-dpo", "--train.max-stepz", "3"],
+            "Unrecognized options: --train.max-stepz, 3 Perhaps you meant: --train.max-steps",
+        ),
         (["embedded-dpo", "--train.max-steps", "many"], "Error parsing --train.max-steps: invalid literal for int()"),
         (["embedded-dpo", "--train.max-steps", "2.5"], "Error parsing --train.max-steps"),
         (["embedded-dpo", "--train.lr-scheduler", "step"], "invalid choice 'step' for argument '--train.lr-scheduler'"),
@@ -93,6 +100,13 @@ def test_help_of_a_preset_shows_its_values(capsys):
 
 
 def test_a_model_that_is_not_there(capsys, tmp_path):
-    arguments = ["train", "embedded-dpo", "--model.pretrained", str(tmp_path / "none"), "--output-dir", str(tmp_path / "run")]
+    arguments = [
+        "train",
+        "embedded-dpo",
+        "--model.pretrained",
+        str(tmp_path / "none"),
+        "--output-dir",
+        str(tmp_path / "run"),
+    ]
     message = fails(capsys, arguments)
     assert message == f"model.pretrained: {tmp_path / 'none'} is no folder and no hub id of the form owner/name"

@@ -13,12 +13,12 @@ SIZES = [(64, 64), (32, 32), (31, 31), (100, 37), (37, 100), (33, 32), (32, 33),
 
 
 def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
-    """(3, size, size) in [-1, 1]: short side to `size`, long side int(size * long / short), crop at round((h - size) / 2)."""
+    """In [-1, 1]: the short side to `size`, the long one to int(size * long / short), cropped in the middle."""
     short, long = sorted(image.size)
     new_long = int(size * long / short)
     width, height = (new_long, size) if image.width > image.height else (size, new_long)
     array = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), dtype=np.float64)
-    top, left = int(round((height - size) / 2.0)), int(round((width - size) / 2.0))
+    top, left = round((height - size) / 2.0), round((width - size) / 2.0)
     square = array[top : top + size, left : left + size]
     return ((square / 255 - 0.5) / 0.5).transpose(2, 0, 1)
 

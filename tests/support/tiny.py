@@ -14,9 +14,11 @@ from diffpref.data.writing import ShardWriter
 from diffpref.embedded.build.base import TEXT_LENGTH, make_tokenizer
 from diffpref.models import sd
 from diffpref.train.config import ModelConfig
+from diffpref.types import Points
 
 SIDE = 32  # pixels; latents are 4 x 8 x 8
 CPU = torch.device("cpu")
+PROMPTS = ["a large red circle", "", "a small blue cross on the left, grey background"]
 
 
 def make_pipeline(folder: Path, seed: int = 0, prediction_type: str = "epsilon") -> Path:
@@ -115,6 +117,31 @@ def open_plain(pipeline: Path) -> StableDiffusionPipeline:
 def load(pipeline: Path, trainable: bool = False, weights: torch.dtype = torch.float32, **model) -> sd.StableDiffusion:
     """The folder as our Backbone, with fields of ModelConfig."""
     return sd.load(ModelConfig(pretrained=str(pipeline), **model), CPU, weights, trainable)
+
+
+def points(backbone: sd.StableDiffusion) -> Points:
+    """Three points with their prompts, the same each time."""
+    generator = torch.Generator().manual_seed(1)
+    x_t, target = (torch.randn(3, 4, 8, 8, generator=generator) for _ in range(2))
+    cond, ones = backbone.encode_prompts(PROMPTS), torch.ones(3)
+    return Points(x_t, torch.tensor([10, 500, 990]), target, cond, ones, ones)
+
+
+def predict(backbone: sd.StableDiffusion, at: Points) -> torch.Tensor:
+    """The network's prediction there."""
+    return backbone.predict(at.x_t, at.t, at.cond)
+
+
+def learn(backbone: sd.StableDiffusion, steps: int = 3, rate: float = 0.05) -> None:
+    """A few steps towards a target, so that every trained weight moves."""
+    at = points(backbone)
+    trained = [parameter for parameter in backbone.net.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=rate)
+    for _ in range(steps):
+        loss = (predict(backbone, at).float() - at.target).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def make_pairs(count: int, **columns: list) -> list[PairRow]:

@@ -253,7 +253,7 @@ class TestCheck:
 
 class TestPresets:
     def test_an_unknown_preset_is_refused_with_the_nearest(self):
-        with pytest.raises(UserError, match="^unknown preset 'sd15dpo': did you mean 'sd15-dpo'"):
+        with pytest.raises(UserError, match=r"^unknown preset 'sd15dpo': did you mean 'sd15-dpo'"):
             preset("sd15dpo")
 
     def test_the_paper_settings(self):

@@ -90,3 +90,13 @@ def test_old_checkpoints_are_pruned(pipeline, tiny_pairs, tmp_path):
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-5", "step-6"]
     manifest = json.loads((tmp_path / "run" / "checkpoints" / "step-6" / "manifest.json").read_text())
     assert set(manifest) == {"weights.safetensors", "optimizer.safetensors", "state.json"}
+
+
+def test_the_batch_may_be_split_otherwise_but_not_changed(pipeline, tiny_pairs, tmp_path):
+    config = tiny_config(pipeline, tiny_pairs, tmp_path / "run", max_steps=2, batch_size=4)
+    train(config)
+    more = replace(config.train, max_steps=3)
+    with pytest.raises(UserError, match=r"is 6, but the run to resume has 4"):
+        train(replace(config, train=replace(more, batch_size=6)), resume=True)
+    train(replace(config, train=replace(more, batch_size=2, gradient_accumulation_steps=2)), resume=True)
+    assert [line["pairs_seen"] for line in metrics(tmp_path / "run")] == [4, 8, 12]

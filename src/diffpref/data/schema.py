@@ -12,7 +12,7 @@ from diffpref.errors import UserError
 DATASET_FILE = "dataset.json"
 FORMAT = "diffpref-pairs-1"
 REQUIRED = ("prompt", "chosen", "rejected")  # TRL's form; every other column may be absent or null
-NAMED_ROWS = 20  # bad rows that dataset.json names; the rest is counted only
+NAMED_ROWS = 1000  # bad rows that dataset.json names; the rest is counted only
 
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _COLUMNS = {

@@ -17,7 +17,7 @@ def read_prompts(source: str) -> list[str]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompts: {path} cannot be read: {error}") from error
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    prompts = [line.strip() for line in text.split("\n") if line.strip()]
     if not prompts:
         raise UserError(f"prompts: {path} holds no prompt")
     return prompts

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diffpref.errors import UserError
-from diffpref.evaluate.files import write_whole
 from diffpref.evaluate.folders import GeneratedImage, open_image, read_folder
 from diffpref.evaluate.statistics import standard_error
+from diffpref.files import write_whole
 from diffpref.progress import Bar
 from diffpref.scorers.base import Scorer, UnscorableError
 

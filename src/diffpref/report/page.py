@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffpref import __version__
 from diffpref.evaluate.compare import Comparison
-from diffpref.evaluate.files import write_whole
+from diffpref.files import write_whole
 from diffpref.report.charts import Line, Reference, histogram, line_chart
 from diffpref.report.gallery import choices, pair_card, sample_cards
 from diffpref.report.run import RunRecord, read_run

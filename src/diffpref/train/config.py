@@ -69,29 +69,44 @@ class TrainConfig:
     """The optimization."""
 
     max_steps: int = 2000
+    """Optimizer steps of the whole run."""
     batch_size: int = 1
     """Pairs (or single images) per process and micro-step."""
     gradient_accumulation_steps: int = 1
+    """Micro-steps whose gradients make one optimizer step."""
     learning_rate: float = 1e-8
+    """The learning rate after warm-up."""
     scale_lr: bool = False
     """Multiply the learning rate by the effective batch (processes x batch x accumulation)."""
     lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
+    """How the learning rate changes with the step; diffusers' schedule of that name."""
     lr_warmup_steps: int = 0
+    """Steps over which the rate rises from 0; `constant` ignores it."""
     optimizer: Literal["adamw"] = "adamw"
+    """The optimizer: torch's fused AdamW."""
     adam_beta1: float = 0.9
+    """Decay of AdamW's mean of gradients."""
     adam_beta2: float = 0.999
+    """Decay of AdamW's mean of squared gradients."""
     adam_epsilon: float = 1e-8
+    """What AdamW adds to the denominator."""
     weight_decay: float = 1e-2
+    """AdamW's decoupled weight decay."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 never."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    """Precision of the forward pass and of weights that do not train. What trains is fp32 always; `fp16` needs a
+    GPU."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, more time."""
     checkpointing_steps: int = 500
     """Steps between checkpoints; 0 writes none but the last."""
     checkpoints_total_limit: int = 2
     """Older complete checkpoints are removed; 0 keeps all."""
     logging_steps: int = 1
+    """Steps between lines of `metrics.jsonl`; the last step is logged always."""
     seed: int = 0
+    """Fixes the order of samples, their times, noises, flips and prompt drops, and the adapters' first values."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +122,13 @@ class ValidationConfig:
     images: int = 8
     """How many of these prompts."""
     sampler: Literal["ddpm", "ddim", "dpmsolver++", "euler"] = "ddim"
+    """The sampler of the validation images."""
     num_inference_steps: int = 50
+    """Its number of steps."""
     guidance_scale: float = 7.5
+    """Classifier-free guidance; 1 or below is none."""
     seed: int = 0
+    """Fixes the noise of validation images, and times and noises of the held-out pairs."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +136,7 @@ class Config:
     """A whole run."""
 
     output_dir: str = "runs/run"
+    """The run folder."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     objective: Objective = field(default_factory=DPO)

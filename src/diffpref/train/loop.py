@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from diffpref.data.loader import Choice, Loader
-from diffpref.errors import RunError
+from diffpref.errors import RunError, UserError
 from diffpref.models.loading import load_backbone, weights_dtype
 from diffpref.progress import Bar
 from diffpref.reference import Reference, adapters_off, frozen_copy
@@ -64,9 +64,8 @@ def train(config: Config, resume: bool = False) -> Path:
     trained = [parameter for parameter in backbone.net.parameters() if parameter.requires_grad]
     optimizer: Any = make_optimizer(trained, config.train)
 
-    position = Position()
-    if resume:
-        position = _resume(run, backbone, optimizer, accelerator)
+    items = config.train.batch_size * config.train.gradient_accumulation_steps * accelerator.num_processes
+    position = _resume(run, backbone, optimizer, accelerator, items) if resume else Position()
     schedule = make_lr_schedule(optimizer, config.train, accelerator.num_processes, position.step)
     net, optimizer = accelerator.prepare(backbone.net, optimizer)
     policy = backbone.with_net(net)
@@ -87,14 +86,14 @@ def train(config: Config, resume: bool = False) -> Path:
     def keep() -> None:
         if accelerator.is_main_process:
             scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
-            state = {"non_finite": position.non_finite, "scaler": scaler}
+            state = {"items_per_step": items, "non_finite": position.non_finite, "scaler": scaler}
             captured = checkpoint.capture(position.step, backbone.net, optimizer, state)
             checkpoint.save(run.checkpoints, captured, config.train.checkpoints_total_limit)
         accelerator.wait_for_everyone()
 
     if position.step == 0:
         look(0)
-    clock = _Clock(config.train.batch_size * config.train.gradient_accumulation_steps * accelerator.num_processes)
+    clock = _Clock(items)
     bar = Bar("training", config.train.max_steps, "steps", position.step, shown=accelerator.is_main_process)
     try:
         with bar:
@@ -106,7 +105,7 @@ def train(config: Config, resume: bool = False) -> Path:
                 bar.advance(note=f"loss {entry['loss']:.4f}")
                 last = position.step == config.train.max_steps
                 if accelerator.is_main_process and (last or _due(position.step, config.train.logging_steps)):
-                    run.log({"step": position.step, "pairs_seen": position.step * clock.items, **entry, **clock.rate()})
+                    run.log({"step": position.step, "pairs_seen": position.step * items, **entry, **clock.rate()})
                 with clock.stopped():
                     if last or _due(position.step, config.validation.steps):
                         look(position.step)
@@ -191,12 +190,17 @@ def _synchronised(accelerator: Accelerator, net: Any, last: bool) -> Any:
     return contextlib.nullcontext() if last else accelerator.no_sync(net)
 
 
-def _resume(run: RunFolder, backbone: Backbone, optimizer: Any, accelerator: Accelerator) -> Position:
+def _resume(run: RunFolder, backbone: Backbone, optimizer: Any, accelerator: Accelerator, items: int) -> Position:
     found, damaged = checkpoint.newest(run.checkpoints)
     for path in damaged:
         log.warning("%s is damaged and was passed over", path)
     position = Position()
     if found:
+        if found.state["items_per_step"] != items:
+            raise UserError(
+                f"train.batch_size x train.gradient_accumulation_steps x processes is {items}, but the run to resume "
+                f"has {found.state['items_per_step']}"
+            )
         checkpoint.restore(found, backbone.net, optimizer)
         position = Position(step=found.step, non_finite=found.state["non_finite"])
         if accelerator.scaler:

@@ -15,7 +15,9 @@ from diffpref.errors import UserError
 from diffpref.train.config import Config, from_yaml, to_yaml
 
 # What may change between a run and its continuation without making it another run.
+# The batch may be split otherwise: `resume` compares what the parts multiply to.
 FREE_TO_CHANGE = {"checkpointing_steps", "checkpoints_total_limit", "logging_steps", "max_steps"}
+FREE_TO_CHANGE |= {"batch_size", "gradient_accumulation_steps"}
 
 
 class RunFolder:

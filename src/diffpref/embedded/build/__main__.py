@@ -15,8 +15,8 @@ class Options:
     """Train the embedded base model, then sample and judge its preference set."""
 
     stage: Annotated[Literal["base", "preferences", "all"], tyro.conf.Positional] = "all"
-    folder: Path = embedded.HOME
-    """Where model/, preferences/ and heldout_prompts.txt go."""
+    folder: Path = Path("build/embedded")
+    """Where model/, preferences/ and heldout_prompts.txt go; the package holds them in diffpref/embedded/."""
     seed: int = 7
     steps: int = 3000
     """Batches of 128 that the base model is trained on."""

@@ -1,7 +1,7 @@
 """Train the embedded base model: an autoencoder, then a text encoder and a U-Net, saved as a diffusers folder.
 
-The pictures are what a crawler would bring home: half of them spoilt, their captions partly wrong. So the model learns
-the world but is imperfect as real base models are, and preferences have something to teach it.
+The pictures are what a crawler would bring home: two in five spoilt, their captions partly careless. So the model
+learns the world but is imperfect as real base models are, and preferences have something to teach it.
 """
 
 import copy

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from diffpref.errors import UserError
-from diffpref.evaluate.files import write_whole
+from diffpref.files import write_whole
 
 
 def test_a_file_is_written_into_a_new_folder(tmp_path: Path):
