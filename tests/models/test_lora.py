@@ -118,7 +118,7 @@ def test_a_lora_of_another_width_is_refused(pipeline, tmp_path):
 
 
 def in_kohyas_names(file: Path, alpha: float) -> dict[str, torch.Tensor]:
-    """LoRA weights under the names of kohya's trainer, which most published files have, with an alpha for each layer."""
+    """LoRA weights under the names of kohya's trainer, as most published files have them, with each layer's alpha."""
     renamed = {}
     for name, value in load_file(file).items():
         layer, kind = name.removeprefix("unet.").removesuffix(".weight").rsplit(".lora.", 1)

@@ -138,7 +138,11 @@ class TestOverrides:
 
     def test_what_was_given_is_what_is_saved(self, pipeline, tmp_path):
         make_vae(scaling_factor=0.25).save_pretrained(tmp_path / "vae")
-        load(pipeline, vae=str(tmp_path / "vae"), trainable=True).save(tmp_path / "final", lora=False)
+        source = copy_of(pipeline, tmp_path / "p")
+        (source / "vae" / "of_the_former.txt").touch()
+        load(source, vae=str(tmp_path / "vae"), trainable=True).save(tmp_path / "final", lora=False)
+        saved, given = ({path.name for path in (tmp_path / place).iterdir()} for place in ("final/vae", "vae"))
+        assert saved == given
         assert open_plain(tmp_path / "final").vae.config.scaling_factor == 0.25
 
 
