@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "files": {"errors"},
     "draws": set(),
     "progress": set(),
-    "schedules": {"errors"},
+    "schedules": {"errors", "types"},
     "points": {"types", "draws"},
     "reference": {"types"},
     "sampling": {"types", "errors"},

@@ -20,7 +20,7 @@ def test_numbers_are_pinned():
 
 
 def test_seeds_fit_63_bits_and_parts_do_not_run_together():
-    seeds = {draw_seed(*parts) for parts in [(1, 23), (12, 3), (123,), ("1", "2", "3"), (1, 2, 3.0)]}
+    seeds = {draw_seed(*parts) for parts in [(1, 23), (12, 3), (123,), ("1", "2", "3"), (1, 2, "3.0")]}
     assert len(seeds) == 5
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert max(draw_seed(number) for number in range(100)) > 2**62  # all 63 bits are used

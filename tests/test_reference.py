@@ -28,7 +28,7 @@ def test_adapters_come_back_after_a_failure(pipeline):
     at = points(backbone)
     moved = predict(backbone, at).detach()
     with pytest.raises(RuntimeError):
-        adapters_off(backbone)(Points(at.x_t[:, :2], at.t, at.target, at.cond, at.label, at.weight))
+        adapters_off(backbone)(Points(at.x_t[:, :2], at.t, at.target[:, :2], at.cond, at.label, at.weight))
     assert torch.equal(predict(backbone, at), moved)
 
 

@@ -52,14 +52,14 @@ def test_the_true_target_leads_back_to_the_clean_latents(both):
 
 def test_one_time_by_hand():
     # a = 0.36: signal 0.6, spread 0.8; x0 = 2, noise = -1: x_t = 1.2 - 0.8 = 0.4, v = -0.6 - 1.6 = -2.2
-    x0, noise, t = torch.full((1, 1), 2.0), torch.full((1, 1), -1.0), torch.tensor([1])
+    x0, noise, t = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), -1.0), torch.tensor([1])
     schedule = DiffusionSchedule(torch.tensor([0.9, 0.36]), "v_prediction")
     assert schedule.add_noise(x0, noise, t).item() == pytest.approx(0.4)
     assert schedule.target(x0, noise, t).item() == pytest.approx(-2.2)
-    assert schedule.to_x0(torch.tensor([[0.4]]), torch.tensor([[-2.2]]), t).item() == pytest.approx(2.0)
+    assert schedule.to_x0(torch.full((1, 1, 1, 1), 0.4), torch.full((1, 1, 1, 1), -2.2), t).item() == pytest.approx(2.0)
     epsilon = DiffusionSchedule(torch.tensor([0.9, 0.36]), "epsilon")
     assert epsilon.target(x0, noise, t).item() == -1.0
-    assert epsilon.to_x0(torch.tensor([[0.4]]), torch.tensor([[-1.0]]), t).item() == pytest.approx(2.0)
+    assert epsilon.to_x0(torch.full((1, 1, 1, 1), 0.4), torch.full((1, 1, 1, 1), -1.0), t).item() == pytest.approx(2.0)
 
 
 def test_each_row_has_its_own_time():

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from diffpref.types import Batch, Points, Schedule
-
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from diffpref.types import Batch, Points, Schedule
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def _noised(batch: Batch, schedule: Schedule, copies: int) -> Points:
     import torch
 
     from diffpref.draws import generator
+    from diffpref.types import Points
 
     shape = batch.latents.shape[1:]
     times = torch.stack([schedule.sample_t(generator(draw, "time")) for draw in batch.draw])

@@ -10,35 +10,37 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffpref.errors import UserError
+from diffpref.types import Latents
 
 
 @dataclass(frozen=True)
 class DiffusionSchedule:
     """alphas_cumprod: (T,) fp32; prediction_type: "epsilon" or "v_prediction"."""
 
-    alphas_cumprod: Tensor
+    alphas_cumprod: Float[Tensor, " T"]
     prediction_type: str
 
     def sample_t(self, generator: torch.Generator) -> Tensor:
         """One of the T times, all equally likely: int64 of shape ()."""
         return torch.randint(len(self.alphas_cumprod), (), generator=generator)
 
-    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    def add_noise(self, x0: Latents, noise: Latents, t: Int[Tensor, " rows"]) -> Latents:
         """x_t for clean latents and noise (rows, C, H, W) at times (rows,)."""
         signal, spread = self._coefficients(t, x0)
         return signal * x0 + spread * noise
 
-    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    def target(self, x0: Latents, noise: Latents, t: Int[Tensor, " rows"]) -> Latents:
         """What the network should predict: the noise, or the velocity."""
         if self.prediction_type == "epsilon":
             return noise
         signal, spread = self._coefficients(t, x0)
         return signal * noise - spread * x0
 
-    def to_x0(self, x_t: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+    def to_x0(self, x_t: Latents, prediction: Latents, t: Int[Tensor, " rows"]) -> Latents:
         """The clean latents that a prediction at x_t implies."""
         signal, spread = self._coefficients(t, x_t)
         if self.prediction_type == "epsilon":

@@ -1,5 +1,7 @@
 """The frozen records that flow through a training step: Batch -> Points -> Outputs -> (loss per row, Metrics).
 
+Their shapes are annotated with jaxtyping; the tests check them at run time, over the whole package.
+
 Rows and items: an *item* is what a loss is computed for, a pair or a single image. A batch of n pairs has 2 n rows,
 the n chosen images first, then the n rejected ones in the same order; a batch of n single images has n rows.
 """
@@ -7,14 +9,15 @@ the n chosen images first, then the n rejected ones in the same order; a batch o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
-Cond = dict[str, "Tensor"]  # conditioning per row; what its keys mean is known to models/ alone
-Metrics = dict[str, "Tensor"]  # per item, unreduced, detached
+Cond = dict[str, Tensor]  # conditioning per row; what its keys mean is known to models/ alone
+Metrics = dict[str, Tensor]  # per item, unreduced, detached
+Latents = Float[Tensor, "rows channels height width"]
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,10 @@ class Batch:
     id: the items' names. draw: the items' seeds, each a function of (seed, epoch, place) alone.
     """
 
-    latents: Tensor
+    latents: Latents
     cond: Cond
-    label: Tensor
-    weight: Tensor
+    label: Float[Tensor, " items"]
+    weight: Float[Tensor, " items"]
     id: tuple[str, ...]
     draw: tuple[int, ...]
 
@@ -41,35 +44,35 @@ class Points:
     x_t, target: (rows, C, H, W) fp32. t: (rows,) int64. label, weight: (items,).
     """
 
-    x_t: Tensor
-    t: Tensor
-    target: Tensor
+    x_t: Latents
+    t: Int[Tensor, " rows"]
+    target: Latents
     cond: Cond
-    label: Tensor
-    weight: Tensor
+    label: Float[Tensor, " items"]
+    weight: Float[Tensor, " items"]
 
 
 @dataclass(frozen=True)
 class Outputs:
     """What policy and reference predicted at the points. policy, target, reference: (rows, C, H, W)."""
 
-    policy: Tensor
-    target: Tensor
-    reference: Tensor | None
-    label: Tensor
-    weight: Tensor
+    policy: Latents
+    target: Latents
+    reference: Latents | None
+    label: Float[Tensor, " items"]
+    weight: Float[Tensor, " items"]
 
-    def policy_error(self) -> Tensor:
+    def policy_error(self) -> Float[Tensor, " rows"]:
         """(rows,) fp32: the mean over elements of (policy - target)^2; L in the papers."""
         return _mean_square(self.policy, self.target)
 
-    def reference_error(self) -> Tensor:
+    def reference_error(self) -> Float[Tensor, " rows"]:
         """(rows,) fp32: the same for the reference; R in the papers. Raises ValueError without a reference."""
         if self.reference is None:
             raise ValueError("this objective needs a reference, and none was run")
         return _mean_square(self.reference, self.target)
 
-    def gain(self) -> Tensor:
+    def gain(self) -> Float[Tensor, " rows"]:
         """(rows,) fp32: R - L, how much nearer to the target the policy is than the reference.
 
         Computed as the mean of (reference - policy)(reference + policy - 2 target): subtracting two means instead
@@ -85,6 +88,7 @@ def _mean_square(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """A noise schedule and what the network predicts under it."""
 
@@ -105,6 +109,7 @@ class Schedule(Protocol):
         ...
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """A model family: its network and what turns pixels and prompts into what the network takes, and back."""
 

@@ -109,7 +109,7 @@ def test_rows_beyond_one_batch_keep_their_numbers(tmp_path, monkeypatch):
 
 def test_random_access_to_every_image(sharded):
     dataset = PairDataset.open(sharded)
-    for row in np.random.default_rng(0).permutation(10):
+    for row in np.random.default_rng(0).permutation(10).tolist():
         assert dataset.image_bytes(row, "chosen") == TRL[row][1]
         assert dataset.image_bytes(row, "rejected") == TRL[row][2]
     for row in (-1, 10):

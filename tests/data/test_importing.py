@@ -147,7 +147,8 @@ def test_rows_never_judged_do_not_dilute_the_bad_share(source, output):
     assert_nothing_at(output)
 
 
-def test_no_more_than_twenty_bad_rows_are_named(source, output):
+def test_no_more_bad_rows_than_a_limit_are_named(source, output, monkeypatch):
+    monkeypatch.setattr("diffpref.data.importing.NAMED_ROWS", 20)
     summary = import_source(
         "pickapic", source(pickapic_rows(30, null_caption=25)), output, ImportOptions(max_bad_share=1)
     )

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from support.tiny import SIDE, load, make_pairs, write_pairs
 
 from diffpref.data.dataset import PairDataset
 from diffpref.data.loader import Loader, choose_rows
+from diffpref.data.shards import Shards
 from diffpref.data.store import Store, build_store
 from diffpref.errors import UserError
 from diffpref.train.config import DataConfig
@@ -181,8 +183,8 @@ def light(prompts: list[str], labels: list[float] | None = None) -> tuple[PairDa
     count = len(prompts)
     names, columns = [str(row) for row in range(count)], [prompts] * 3
     values = np.array(labels or [1.0] * count), np.ones(count)
-    dataset = PairDataset(None, "train", names, *columns, *values, ())
-    return dataset, Store(None, {}, [("a", "b")] * count, {})
+    dataset = PairDataset(Path("nowhere"), "train", names, *columns, *values, ())
+    return dataset, Store(Shards(Path("nowhere"), "latents", ""), {}, [("a", "b")] * count, {})
 
 
 class TestChoice:

@@ -100,6 +100,7 @@ def test_splitting_the_batch_changes_nothing():
             target=whole.target[pick],
             reference=whole.reference[pick],
             label=whole.label[[i]],
+            weight=whole.weight[[i]],
         )
 
     assert torch.cat([DPO()(pair(i))[0] for i in range(6)]).tolist() == pytest.approx(loss.tolist(), rel=1e-5)

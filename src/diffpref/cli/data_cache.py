@@ -25,8 +25,6 @@ class Options:
     """Folder of the store; beside the dataset (DATASET.cache) when not given."""
     vae: str | None = None
     """Another VAE: a folder, or a pipeline folder or hub id that holds one."""
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    """Precision of the text encoder; the VAE runs in fp32."""
 
 
 def main(arguments: list[str]) -> None:
@@ -35,9 +33,11 @@ def main(arguments: list[str]) -> None:
 
     from pathlib import Path
 
+    import torch
+
     from diffpref.data.dataset import PairDataset
     from diffpref.data.store import build_store
-    from diffpref.models.loading import best_device, load_backbone, weights_dtype
+    from diffpref.models.loading import best_device, load_backbone
     from diffpref.train.config import Config, DataConfig, ModelConfig
     from diffpref.train.preferences import store_path
 
@@ -50,9 +50,8 @@ def main(arguments: list[str]) -> None:
         cache=options.cache,
     )
     dataset = PairDataset.open(Path(options.dataset), options.split)
-    device = best_device()
-    weights = weights_dtype(options.mixed_precision, device)
-    backbone = load_backbone(ModelConfig(options.model, vae=options.vae), device, weights, trainable=False)
+    model = ModelConfig(options.model, vae=options.vae)
+    backbone = load_backbone(model, best_device(), torch.bfloat16, trainable=False)  # its U-Net is not run
     folder = store_path(Config(data=data))
     store = build_store(folder, dataset, backbone, data)
     for row, reason in store.bad.items():

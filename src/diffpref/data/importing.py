@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol, cast, runtime_checkable
 
 from diffpref.data import images, sources
 from diffpref.data.schema import NAMED_ROWS, DatasetSummary, Dropped, Found, PairRow
@@ -21,6 +21,7 @@ from diffpref.progress import Bar
 Ties = Literal["keep", "drop", "random"]
 
 
+@runtime_checkable
 class Source(Protocol):
     """What a module in `data/sources` offers."""
 

@@ -13,25 +13,29 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float, Real
 from torch import Tensor
 
 from diffpref.errors import UserError, nearest
 from diffpref.models import folder
 from diffpref.schedules import DiffusionSchedule, from_scheduler_config
 from diffpref.train.config import ModelConfig
-from diffpref.types import Cond
+from diffpref.types import Cond, Latents
 
 log = logging.getLogger("diffpref")
 
 
 @dataclass
 class Parts:
-    """What stands around the U-Net, frozen, each loaded on first use. `dtype` is that of its weights."""
+    """What stands around the U-Net, frozen, each loaded on first use, in fp32.
+
+    Half precision would save little: the VAE overflows in fp16, and text takes 0.2% of a step's work. And so the
+    store's rows serve runs of any precision.
+    """
 
     pipeline: Path
     vae_folder: Path
     device: torch.device
-    dtype: torch.dtype
     vae_config: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -43,14 +47,14 @@ class Parts:
     def vae(self) -> Any:
         from diffusers import AutoencoderKL
 
-        loaded = _load(AutoencoderKL, self.vae_folder, torch_dtype=torch.float32)  # fp16 overflows in many VAEs
+        loaded = _load(AutoencoderKL, self.vae_folder, torch_dtype=torch.float32)
         return loaded.to(self.device).eval().requires_grad_(False)
 
     @cached_property
     def text_encoder(self) -> Any:
         from transformers import CLIPTextModel
 
-        loaded = _load(CLIPTextModel, self.text_folder, torch_dtype=self.dtype)
+        loaded = _load(CLIPTextModel, self.text_folder, torch_dtype=torch.float32)
         return loaded.to(self.device).eval().requires_grad_(False)
 
     @cached_property
@@ -82,7 +86,7 @@ class StableDiffusion:
         return self.parts.device
 
     @torch.no_grad()
-    def encode_images(self, pixels: Tensor) -> Tensor:
+    def encode_images(self, pixels: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n c h w"]:
         """Unscaled mean latents (n, C, h, w) fp32 of pixels (n, 3, H, W) in [-1, 1]."""
         return self.parts.vae.encode(pixels.to(self.device, torch.float32)).latent_dist.mean
 
@@ -90,21 +94,21 @@ class StableDiffusion:
         return latents * self.parts.vae_config.get("scaling_factor", 0.18215)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 H W"]:
         """Pixels (n, 3, H, W) fp32 in [0, 1] of scaled latents."""
         unscaled = latents.to(self.device, torch.float32) / self.parts.vae_config.get("scaling_factor", 0.18215)
         return (self.parts.vae.decode(unscaled).sample / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Cond:
-        """The text encoder's last hidden states, {"text": (n, tokens, width)} in the encoder's dtype."""
+        """The text encoder's last hidden states, {"text": (n, tokens, width)} fp32."""
         tokenizer = self.parts.tokenizer
         tokens = tokenizer(
             prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
         )
         return {"text": self.parts.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state}
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    def predict(self, x_t: Latents, t: Real[Tensor, " rows"], cond: Cond) -> Latents:
         """The U-Net's prediction (rows, C, h, w)."""
         dtype = next(self.net.parameters()).dtype if not torch.is_autocast_enabled(x_t.device.type) else x_t.dtype
         return self.net(x_t.to(dtype), t, encoder_hidden_states=cond["text"].to(dtype), return_dict=False)[0]
@@ -128,9 +132,9 @@ class StableDiffusion:
         return self.net.config.sample_size * shrink
 
     def identity(self) -> dict[str, str]:
-        """What latents (`vae`) and text embeddings (`text`) depend on: hashes of weights, and the text's precision."""
+        """What latents (`vae`) and text embeddings (`text`) depend on: hashes of weights."""
         encoder, tokenizer = (folder.weights_hash(p) for p in (self.parts.text_folder, self.parts.tokenizer_folder))
-        return {"vae": folder.weights_hash(self.parts.vae_folder), "text": f"{encoder} {tokenizer} {self.parts.dtype}"}
+        return {"vae": folder.weights_hash(self.parts.vae_folder), "text": f"{encoder} {tokenizer}"}
 
     def save(self, target: Path, lora: bool) -> None:
         """Write `target` as plain diffusers opens it: the whole pipeline with this U-Net, or its LoRA weights."""
@@ -145,14 +149,14 @@ class StableDiffusion:
 def load(model: ModelConfig, device: torch.device, weights: torch.dtype, trainable: bool) -> StableDiffusion:
     """Load the family's Backbone from `model.pretrained` with its overrides.
 
-    weights: dtype of what never trains. The U-Net is fp32 if all of it trains, else `weights` with fp32 adapters.
+    The U-Net is fp32 if all of it trains, else in the dtype `weights`, with fp32 adapters.
     Raises UserError where a part is missing.
     """
     from diffusers import UNet2DConditionModel
 
     pipeline = folder.resolve(model.pretrained, model.revision)
     vae = folder.override(model.vae, "vae") if model.vae else folder.component(pipeline, "vae")
-    parts = Parts(pipeline, vae, device, weights)
+    parts = Parts(pipeline, vae, device)
     schedule = from_scheduler_config(parts.scheduler_config)
     unet = folder.override(model.unet, "unet") if model.unet else folder.component(pipeline, "unet")
     full = trainable and model.lora_rank == 0

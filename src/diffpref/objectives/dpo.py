@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from diffpref.types import Metrics, Outputs
-
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from diffpref.types import Metrics, Outputs
 
 
 @dataclass(frozen=True)

@@ -235,7 +235,7 @@ def from_yaml(path: Path, base: Config) -> Config:
         raise UserError(f"{path}: {key}: {first['msg'].lower()}, got {first['input']!r}") from error
 
 
-def _merged(base: Any, given: dict[str, Any], file: str, prefix: str) -> dict[str, Any]:
+def _merged(base: Any, given: dict[Any, Any], file: str, prefix: str) -> dict[str, Any]:
     """asdict(base) with the given keys laid over it, unknown ones refused; a group's `name` may choose its kind."""
     if "name" in given and (kinds := _kinds(prefix.rstrip("."))) and given["name"] != base.name:
         if str(given["name"]) not in kinds:

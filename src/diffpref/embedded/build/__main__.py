@@ -20,7 +20,7 @@ class Options:
     seed: int = 7
     steps: int = 3000
     """Batches of 128 that the base model is trained on."""
-    pairs: int = 2400
+    pairs: int = 3000
 
 
 def main() -> None:
