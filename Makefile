@@ -27,7 +27,7 @@ check: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --strict
 
-# Hours on two cores: trains the embedded base model and samples its preference set again.
+# An hour or more on two cores: trains the embedded base model and samples its preference set again.
 build-embedded: $(VENV)/.installed
 	$(BIN)/python -m diffpref.embedded.build all
 
