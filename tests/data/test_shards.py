@@ -35,6 +35,13 @@ def test_rows_come_back_in_the_order_asked_for(tmp_path):
     assert "a" in stored and "z" not in stored and stored.damaged == []
 
 
+def test_rows_of_another_memory_order_are_stored_too(tmp_path):
+    writer, values = TensorWriter(tmp_path, "latents", "r1"), rows(3)
+    writer.add(list("abc"), values.to(memory_format=torch.channels_last))  # as convolutions give large images back
+    writer.close()
+    assert torch.equal(Shards(tmp_path, "latents", "r1").rows(list("abc")), values)
+
+
 def test_shards_are_written_when_enough_is_together(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "SHARD_BYTES", 2 * 2 * 24)  # two rows of 24 fp16 values
     writer, values = TensorWriter(tmp_path, "latents", "r1"), rows(5)

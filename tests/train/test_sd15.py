@@ -9,13 +9,15 @@ import pytest
 from safetensors import safe_open
 from support.runs import metrics
 from support.sd15 import make_sd15
+from support.tiny import make_pairs, write_pairs
 
 
 @pytest.mark.slow
-def test_one_lora_step_at_512(tiny_pairs, tmp_path):
+def test_one_lora_step_at_512(tmp_path):
     pipeline = make_sd15(tmp_path / "sd15")
     command = [sys.executable, "-m", "diffpref", "train", "sd15-dpo-lora", "--model.pretrained", str(pipeline)]
-    command += ["--data.path", str(tiny_pairs), "--data.cache", str(tmp_path / "cache"), "--data.flip", "false"]
+    pairs = write_pairs(tmp_path / "pairs", make_pairs(1))
+    command += ["--data.path", str(pairs), "--data.cache", str(tmp_path / "cache"), "--data.flip", "false"]
     command += ["--data.holdout", "0", "--train.max-steps", "1", "--train.batch-size", "1"]
     command += ["--train.gradient-accumulation-steps", "1", "--train.mixed-precision", "no"]
     command += ["--train.lr-warmup-steps", "0", "--output-dir", str(tmp_path / "run")]

@@ -58,7 +58,7 @@ class TensorWriter:
             return
         stem = f"{self._stem}-{uuid.uuid4().hex[:12]}"
         part = self._folder / f"{stem}.part"
-        part.write_bytes(save({"rows": torch.cat(self._rows)}))
+        part.write_bytes(save({"rows": torch.cat(self._rows).contiguous()}))
         digest = sha256(part)
         flush(part)
         part.rename(self._folder / f"{stem}.safetensors")
