@@ -191,3 +191,16 @@ def test_a_folder_that_cannot_be_written_is_refused_at_the_first_row(tmp_path, m
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # tests may run as root, who may write anywhere
     with pytest.raises(PermissionError, match="Permission denied"):
         writer.add(["a"], rows(1))
+
+
+def test_refreshing_sums_only_what_is_new(tmp_path, monkeypatch):
+    summed = []
+    real = shards.sha256
+    monkeypatch.setattr(shards, "sha256", lambda file: summed.append(file) or real(file))
+    write(tmp_path, "ab")
+    stored, before = Shards(tmp_path, "latents", "r1"), len(summed)
+    values = write(tmp_path, "cd", seed=1)
+    written = len(summed)
+    stored.refresh()
+    assert (len(summed) - written, before) == (1, 2)
+    assert torch.equal(stored.rows(["c", "d"]), values) and "a" in stored

@@ -163,3 +163,13 @@ def test_fp16_on_a_cpu_is_refused_at_the_start(pipeline, tiny_pairs, tmp_path):
     with pytest.raises(UserError, match="fp16 does not run on a CPU"):
         train(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_weigh_the_gradient(pipeline, tmp_path):
+    norms = []
+    for weight in (1.0, 0.5, 0.0):
+        pairs = write_pairs(tmp_path / f"pairs-{weight}", make_pairs(4, weight=[weight] * 4))
+        config = tiny_config(pipeline, pairs, tmp_path / f"run-{weight}", max_steps=1, max_grad_norm=0.0)
+        norms.append(metrics(train(config))[0]["grad_norm"])
+    assert norms[1] == pytest.approx(norms[0] / 2, rel=1e-4) and norms[0] > 0
+    assert norms[2] == 0

@@ -75,9 +75,16 @@ class Shards:
     def __init__(self, folder: Path, kind: str, recipe: str) -> None:
         self.damaged: list[Path] = []
         self.place: dict[str, tuple[int, int]] = {}
+        self._sidecars, self._seen = (folder, f"{kind}-{recipe}-*.json"), set[Path]()
         self._files: list[Path] = []
         self._maps: dict[int, np.ndarray] = {}
-        for sidecar in sorted(folder.glob(f"{kind}-{recipe}-*.json")):
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in the shards that were written since; those known already are not summed again."""
+        folder, pattern = self._sidecars
+        for sidecar in sorted(set(folder.glob(pattern)) - self._seen):
+            self._seen.add(sidecar)
             file = sidecar.with_suffix(".safetensors")
             try:
                 entry = json.loads(sidecar.read_text(encoding="utf-8"))

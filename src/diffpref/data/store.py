@@ -65,19 +65,21 @@ def build_store(folder: Path, dataset: PairDataset, backbone: Backbone, data: Da
     text_recipe = _digest(identity["text"], "float16", VERSION)[:12]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        hashes, bad = _encode_images(folder, image_recipe, dataset, backbone, data)
-        _encode_prompts(folder, text_recipe, dataset, backbone)
+        latents = Shards(folder, "latents", image_recipe)
+        text = {name: Shards(folder, f"text_{name}", text_recipe) for name in backbone.cond_names}
+        hashes, bad = _encode_images(folder, image_recipe, set(latents.place), dataset, backbone, data)
+        _encode_prompts(folder, text_recipe, list(text.values()), dataset, backbone)
     except (PermissionError, FileExistsError, NotADirectoryError) as error:
         raise UserError(f"data.cache: cannot write {folder}: {error.strerror}") from error
-    text = {name: Shards(folder, f"text_{name}", text_recipe) for name in backbone.cond_names}
-    return Store(Shards(folder, "latents", image_recipe), text, hashes, bad)
+    for shards in (latents, *text.values()):
+        shards.refresh()
+    return Store(latents, text, hashes, bad)
 
 
 def _encode_images(
-    folder: Path, recipe: str, dataset: PairDataset, backbone: Backbone, data: DataConfig
+    folder: Path, recipe: str, stored: set[str], dataset: PairDataset, backbone: Backbone, data: DataConfig
 ) -> tuple[list[tuple[str, str] | None], dict[int, str]]:
-    present = Shards(folder, "latents", recipe)
-    stored = set(present.place)
+    """Encode the images whose keys are not `stored` yet; each row's two hashes, and what is wrong with bad rows."""
     writer = TensorWriter(folder, "latents", recipe)
     flips = (False, True) if data.flip else (False,)
     found: dict[int, dict[str, str]] = {}
@@ -117,13 +119,11 @@ def _encode_images(
     return hashes, bad
 
 
-def _encode_prompts(folder: Path, recipe: str, dataset: PairDataset, backbone: Backbone) -> None:
+def _encode_prompts(folder: Path, recipe: str, present: list[Shards], dataset: PairDataset, backbone: Backbone) -> None:
     """Encode the prompts that are missing, and the empty one, which guidance and prompt dropout need."""
-    names = backbone.cond_names
-    present = [Shards(folder, f"text_{name}", recipe) for name in names]
     wanted = dict.fromkeys(["", *dataset.chosen_prompts, *dataset.rejected_prompts])
     missing = [prompt for prompt in wanted if any(_prompt_key(prompt) not in shards for shards in present)]
-    writers = {name: TensorWriter(folder, f"text_{name}", recipe) for name in names}
+    writers = {name: TensorWriter(folder, f"text_{name}", recipe) for name in backbone.cond_names}
     if missing:
         with Bar("prompts", len(missing), "prompts") as bar:
             for group in _groups(missing, TEXT_BATCH):
