@@ -78,7 +78,7 @@ def _table(value: Any, prefix: str, only: list[str] | None = None) -> str:
 
 def field_texts(kind: type) -> dict[str, str]:
     """The texts that stand below a dataclass's fields in its source."""
-    body = ast.parse(inspect.getsource(kind)).body[0].body  # type: ignore[attr-defined]
+    body = ast.parse(inspect.getsource(kind)).body[0].body
     return {
         entry.target.id: " ".join(text.value.value.split())
         for entry, text in itertools.pairwise(body)

@@ -98,5 +98,6 @@ def test_the_batch_may_be_split_otherwise_but_not_changed(pipeline, tiny_pairs, 
     more = replace(config.train, max_steps=3)
     with pytest.raises(UserError, match=r"is 6, but the run to resume has 4"):
         train(replace(config, train=replace(more, batch_size=6)), resume=True)
+    assert "batch_size: 4" in (tmp_path / "run" / "config.yaml").read_text()  # the refused run left no trace
     train(replace(config, train=replace(more, batch_size=2, gradient_accumulation_steps=2)), resume=True)
     assert [line["pairs_seen"] for line in metrics(tmp_path / "run")] == [4, 8, 12]

@@ -53,9 +53,6 @@ def train(config: Config, resume: bool = False) -> Path:
     torch.manual_seed(config.train.seed)  # the adapters' first values; samples draw from their own generators
     backbone = load_backbone(config.model, accelerator.device, weights, trainable=True)
     loader, heldout, choice = open_preferences(config, backbone, accelerator)
-    if accelerator.is_main_process:
-        run.claim(config)
-        _announce(config, choice, loader, run)
     reference = None
     if config.objective.needs_reference:
         reference = adapters_off(backbone) if config.model.lora_rank else frozen_copy(backbone)
@@ -66,6 +63,9 @@ def train(config: Config, resume: bool = False) -> Path:
 
     items = config.train.batch_size * config.train.gradient_accumulation_steps * accelerator.num_processes
     position = _resume(run, backbone, optimizer, accelerator, items) if resume else Position()
+    if accelerator.is_main_process:  # only now, when nothing of the input can be refused any more
+        run.claim(config)
+        _announce(config, choice, loader, run)
     schedule = make_lr_schedule(optimizer, config.train, accelerator.num_processes, position.step)
     net, optimizer = accelerator.prepare(backbone.net, optimizer)
     policy = backbone.with_net(net)
