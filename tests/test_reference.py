@@ -1,10 +1,10 @@
-"""The frozen reference: equal to the policy at the start, and where it started ever after."""
+"""References: equal to the policy at the start, then where it started, or an average behind it."""
 
 import pytest
 import torch
 from support.tiny import learn, load, points, predict
 
-from diffpref.reference import adapters_off, frozen_copy
+from diffpref.reference import MovingReference, adapters_off, frozen_copy
 
 
 def test_adapters_off_is_the_base_and_leaves_them_on(pipeline):
@@ -41,3 +41,34 @@ def test_a_frozen_copy_stays_where_the_policy_started(pipeline):
     assert (predict(backbone, at) - before).abs().max() > 1e-3
     assert torch.equal(reference(at.x_t, at.t, at.cond), before)
     assert all(p.requires_grad for p in backbone.net.parameters())
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_moving_reference_is_the_average_of_the_weights(pipeline, rank):
+    backbone = load(pipeline, trainable=True, lora_rank=rank)
+    at = points(backbone)
+    reference = MovingReference(backbone, decay=0.75)
+    assert torch.equal(reference(at.x_t, at.t, at.cond), predict(backbone, at))
+    trained = {name: p for name, p in backbone.net.named_parameters() if p.requires_grad}
+    expected = {name: p.detach().double() for name, p in trained.items()}
+    for _ in range(3):
+        learn(backbone, steps=1)
+        reference.follow(backbone.net)
+        expected = {name: 0.75 * value + 0.25 * trained[name].detach().double() for name, value in expected.items()}
+    assert reference.state().keys() == trained.keys()
+    for name, value in reference.state().items():
+        torch.testing.assert_close(value.double(), expected[name], rtol=1e-6, atol=1e-7)
+    known = reference(at.x_t, at.t, at.cond)
+    assert not known.requires_grad and not torch.equal(known, predict(backbone, at))
+    averaged = load(pipeline, trainable=True, lora_rank=rank)
+    averaged.net.load_state_dict(backbone.net.state_dict() | reference.state())
+    assert torch.equal(known, predict(averaged, at))
+
+
+def test_a_moving_reference_refuses_the_state_of_another_network(pipeline):
+    reference = MovingReference(load(pipeline, trainable=True, lora_rank=2), decay=0.9)
+    kept = {name: value.clone() for name, value in reference.state().items()}
+    with pytest.raises(KeyError, match="of other parameters"):
+        reference.restore({})
+    reference.restore({name: value + 1 for name, value in kept.items()})
+    assert all(torch.equal(value, kept[name] + 1) for name, value in reference.state().items())

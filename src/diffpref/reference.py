@@ -1,4 +1,4 @@
-"""The frozen reference: the same network with its adapters off, or a frozen copy, or none."""
+"""The reference: the same network with its adapters off, a frozen copy, a copy that follows slowly, or none."""
 
 from __future__ import annotations
 
@@ -39,3 +39,43 @@ def frozen_copy(backbone: Backbone) -> Predict:
             return reference.predict(x_t, t, cond)
 
     return predict
+
+
+class MovingReference:
+    """A copy of the network that follows the policy as an average: reference = d reference + (1 - d) policy.
+
+    This is the moving reference of Linear-DPO (arXiv 2605.21123; `--use_ema_ref` and `ModelEMA` of its published code,
+    which has no warm-up of the decay either). It starts as a frozen copy and takes no part in the gradient.
+    """
+
+    def __init__(self, backbone: Backbone, decay: float) -> None:
+        self._net = copy.deepcopy(backbone.net).eval()
+        self._reference = backbone.with_net(self._net)
+        self._decay = decay
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        with torch.no_grad():
+            return self._reference.predict(x_t, t, cond)
+
+    @torch.no_grad()
+    def follow(self, net: torch.nn.Module) -> None:
+        """Move towards the policy's weights after an optimizer step. net: unwrapped."""
+        for name, value in _trained(net).items():
+            self._net.get_parameter(name).lerp_(value.detach(), 1 - self._decay)
+
+    def state(self) -> dict[str, Tensor]:
+        """What of the copy has moved, by name."""
+        return {name: value.detach() for name, value in _trained(self._net).items()}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take `state` back. Raises KeyError for the weights of another network."""
+        trained = _trained(self._net)
+        if set(state) != set(trained):
+            raise KeyError("the checkpoint's reference is of other parameters than the model trains")
+        for name, value in trained.items():
+            value.copy_(state[name])
+
+
+def _trained(net: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in net.named_parameters() if value.requires_grad}

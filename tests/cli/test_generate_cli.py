@@ -14,7 +14,9 @@ from support.tiny import copy_of, learn, load, make_unet, open_plain
 from diffpref.__main__ import main
 from diffpref.draws import draw_seed
 from diffpref.evaluate.generate import to_images
+from diffpref.models.loading import load_negative
 from diffpref.sampling import Sampling, sample, scheduler_of
+from diffpref.train.config import ModelConfig
 
 PROMPTS = ["a red circle", "a blue cross", "a “green” square\u2028on grey", "a red circle on the left", "black"]
 QUICK = ["--steps", "3", "--guidance-scale", "2"]
@@ -261,16 +263,62 @@ class TestNegative:
             [rows(guided)[0]["seed"]],
             32,
             Sampling("ddim", 3, 2.0),
-            load(pipeline, lora=str(tmp_path / "negative")),
+            load(pipeline, lora=(str(tmp_path / "negative"),)),
         )
         image = to_images(load(pipeline).decode(expected))[0]
         assert np.abs(np.asarray(image, int) - np.asarray(Image.open(guided / "00000-0.png"), int)).max() <= 1
 
-    def test_not_upon_other_lora_weights(self, pipeline, prompts, tmp_path, capsys):
+    @pytest.mark.parametrize("merge", [0.0, 0.25, 1.0])
+    def test_lora_weights_stand_upon_the_tuned_model(self, pipeline, tmp_path, merge):
+        """Against b + (1 - w)(t - b) + n of all three networks' weights."""
+        places = []
+        for number in range(2):
+            torch.manual_seed(number)
+            tuned = load(pipeline, trainable=True, lora_rank=2)
+            learn(tuned)
+            places.append(str(tmp_path / str(number)))
+            tuned.save(Path(places[-1]), lora=True)
+        model = ModelConfig(str(pipeline), lora=(places[0],), lora_scales=(0.5,))
+        positive = load(pipeline, lora=model.lora, lora_scales=model.lora_scales)
+        found = load_negative(model, positive, places[1], merge, torch.float32).net.state_dict()
+        base, offset = load(pipeline).net.state_dict(), load(pipeline, lora=(places[1],)).net.state_dict()
+        for name, value in positive.net.state_dict().items():
+            b = base[name]
+            torch.testing.assert_close(found[name], b + (1 - merge) * (value - b) + offset[name] - b)
+
+    def test_a_tuned_model_against_its_negative(self, draw, pipeline, tmp_path):
         tuned = load(pipeline, trainable=True, lora_rank=2)
-        tuned.save(tmp_path / "lora", lora=True)
-        options = ["--prompts", str(prompts), "--lora", str(tmp_path / "lora"), "--negative", str(tmp_path / "lora")]
-        assert fails(capsys, ["generate", str(pipeline), str(tmp_path / "out"), *options]).startswith("--negative: ")
+        learn(tuned)
+        place = str(tmp_path / "lora")
+        tuned.save(Path(place), lora=True)
+        images = {
+            name: contents(draw(name, *options))["00000-0.png"]
+            for name, options in {
+                "tuned": ["--lora", place],
+                "weak": ["--lora", place, "--lora-scales", "0.5"],
+                "full": ["--lora", place, "--negative", place],
+                "merged": ["--lora", place, "--negative", place, "--merge-weight", "1"],
+            }.items()
+        }
+        assert images["merged"] == images["tuned"]  # b + n is the tuned model itself, so nothing guides anew
+        assert len({images["tuned"], images["weak"], images["full"]}) == 3
+
+    @pytest.mark.parametrize(
+        ("options", "expected"),
+        [
+            (["--merge-weight", "0.5"], "--merge-weight: there is nothing to take out"),
+            (["--merge-weight", "2", "--negative", "x", "--lora", "y"], "--merge-weight: 2.0 is not from 0 to 1"),
+            (["--lora", "x", "y", "--lora-scales", "1"], "--lora-scales: 1 numbers for 2 of --lora"),
+        ],
+    )
+    def test_weights_that_do_not_fit_are_refused(self, pipeline, prompts, tmp_path, capsys, options, expected):
+        given = ["generate", str(pipeline), str(tmp_path / "out"), "--prompts", str(prompts), *options]
+        assert fails(capsys, given).startswith(expected)
+
+    def test_a_merge_weight_is_not_for_another_pipeline(self, pipeline, prompts, tmp_path, capsys):
+        options = ["--prompts", str(prompts), "--unet", str(pipeline), "--negative", str(pipeline)]
+        given = ["generate", str(pipeline), str(tmp_path / "out"), *options, "--merge-weight", "0.5"]
+        assert fails(capsys, given).startswith("--merge-weight: it is for LoRA weights")
 
     def test_nothing_to_guide_is_refused(self, pipeline, prompts, tmp_path, capsys):
         options = ["--prompts", str(prompts), "--negative", str(pipeline), "--guidance-scale", "1", "--steps", "2"]

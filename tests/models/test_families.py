@@ -188,7 +188,7 @@ def test_a_saved_lora_fuses_to_the_same_prediction(name, folder, trained, method
         assert torch.equal(predict(whole), predict(trained[0]))
         return
     for file in ("pytorch_lora_weights.safetensors", "comfyui_lora.safetensors"):
-        fused = load(name, folder, lora=str(saved / file))
+        fused = load(name, folder, lora=(str(saved / file),))
         torch.testing.assert_close(predict(fused), predict(trained[0]), atol=2e-6, rtol=1e-5)
 
 

@@ -50,7 +50,7 @@ def test_what_is_saved_opens_elsewhere_and_predicts_the_same(pipeline, tmp_path,
         theirs = plain.unet(at.x_t, at.t, at.cond["text"]).sample
     torch.testing.assert_close(theirs, expected, atol=1e-6, rtol=1e-5)
     for place in (tmp_path, tmp_path / "pytorch_lora_weights.safetensors"):
-        fused = load(pipeline, lora=str(place))
+        fused = load(pipeline, lora=(str(place),))
         torch.testing.assert_close(predict(fused, at), expected, atol=1e-6, rtol=1e-5)
         assert not any("lora" in name for name in fused.net.state_dict())
     assert (expected - predict(load(pipeline), at)).abs().max() > 1e-3
@@ -74,16 +74,35 @@ def test_a_fused_model_trains_on_and_saves_as_a_whole(pipeline, tmp_path):
     first = load(pipeline, trainable=True, lora_rank=2)
     learn(first)
     first.save(tmp_path / "lora", lora=True)
-    fused = load(pipeline, lora=str(tmp_path / "lora"), trainable=True)
+    fused = load(pipeline, lora=(str(tmp_path / "lora"),), trainable=True)
     assert all(p.requires_grad for p in fused.net.parameters())
     fused.save(tmp_path / "whole", lora=False)
     at = points(first)
     torch.testing.assert_close(predict(load(tmp_path / "whole"), at), predict(first, at), atol=1e-6, rtol=1e-5)
-    again = load(pipeline, lora=str(tmp_path / "lora"), trainable=True, lora_rank=3)
+    again = load(pipeline, lora=(str(tmp_path / "lora"),), trainable=True, lora_rank=3)
     learn(again)
     again.save(tmp_path / "second", lora=True)
-    opened = load(tmp_path / "whole", lora=str(tmp_path / "second"))
+    opened = load(tmp_path / "whole", lora=(str(tmp_path / "second"),))
     torch.testing.assert_close(predict(opened, at), predict(again, at), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("scales", "factors"), [((), (1, 1)), ((0.5, -2.0), (0.5, -2))])
+def test_several_are_added_up_with_their_scales(pipeline, tmp_path, scales, factors):
+    base, places = load(pipeline).net.state_dict(), []
+    for number in range(2):
+        torch.manual_seed(number)
+        backbone = load(pipeline, trainable=True, lora_rank=2)
+        learn(backbone)
+        places.append(str(tmp_path / str(number)))
+        backbone.save(Path(places[-1]), lora=True)
+    alone = [load(pipeline, lora=(place,)).net.state_dict() for place in places]
+    both = load(pipeline, lora=tuple(places), lora_scales=scales).net.state_dict()
+    moved = 0
+    for name, value in base.items():
+        steps = [factor * (one[name] - value) for factor, one in zip(factors, alone, strict=True)]
+        torch.testing.assert_close(both[name], value + sum(steps), atol=1e-6, rtol=1e-5)
+        moved += sum(bool(step.abs().max() > 1e-4) for step in steps)
+    assert moved > 2
 
 
 @pytest.fixture
@@ -120,15 +139,15 @@ def test_the_trial_leaves_the_first_values_alone(pipeline):
 
 def test_wrong_lora_files_are_named(pipeline, tmp_path):
     with pytest.raises(UserError, match=r"model\.lora: .*pytorch_lora_weights\.safetensors is not there"):
-        load(pipeline, lora=str(tmp_path))
+        load(pipeline, lora=(str(tmp_path),))
     file = tmp_path / "broken.safetensors"
     file.write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"model\.lora: .*broken\.safetensors does not fit") as error:
-        load(pipeline, lora=str(file))
+        load(pipeline, lora=(str(file),))
     assert "\n" not in str(error.value)
     save_file({"weight": torch.zeros(2)}, file)
     with pytest.raises(UserError, match=r"broken\.safetensors holds no LoRA layers of a U-Net"):
-        load(pipeline, lora=str(file))
+        load(pipeline, lora=(str(file),))
 
 
 def test_a_lora_of_another_width_is_refused(pipeline, tmp_path):
@@ -137,7 +156,7 @@ def test_a_lora_of_another_width_is_refused(pipeline, tmp_path):
     file = tmp_path / "pytorch_lora_weights.safetensors"
     save_file({name: torch.cat([value, value], dim=1) for name, value in load_file(file).items()}, file)
     with pytest.raises(UserError, match="does not fit this U-Net") as error:
-        load(pipeline, lora=str(tmp_path))
+        load(pipeline, lora=(str(tmp_path),))
     assert "\n" not in str(error.value)
 
 
@@ -162,7 +181,7 @@ def test_published_files_in_kohyas_names_are_read_with_their_alpha(pipeline, tmp
     for added in ({}, {f"{text}.lora_down.weight": torch.ones(4, 16), f"{text}.lora_up.weight": torch.ones(16, 4)}):
         save_file({**layers, **added}, tmp_path / "kohya.safetensors")
         caplog.clear()
-        opened = load(pipeline, lora=str(tmp_path / "kohya.safetensors"))
+        opened = load(pipeline, lora=(str(tmp_path / "kohya.safetensors"),))
         at = points(backbone)
         torch.testing.assert_close(predict(opened, at), predict(backbone, at), atol=2e-6, rtol=1e-5)
         told = [record.message for record in caplog.records if record.name == "diffpref"]

@@ -49,7 +49,7 @@ class Run:
             self.ema.update(self.net, step + 1)
 
     def capture(self, step: int) -> checkpoint.Checkpoint:
-        return capture(step, self.net, self.optimizer, {}, self.ema.state())
+        return capture(step, self.net, self.optimizer, {}, {"ema": self.ema.state()})
 
 
 def assert_same(found: object, expected: object) -> None:
@@ -82,7 +82,7 @@ def test_a_resumed_run_is_the_uncut_one(name, cut, tmp_path):
     resumed.train(100, 102)  # whatever it did before is to be forgotten
     found, _ = newest(tmp_path)
     restore(found, resumed.net, resumed.optimizer)
-    resumed.ema.restore(found.ema)
+    resumed.ema.restore(found.extra["ema"])
     resumed.train(cut, STEPS)
     assert_same(resumed.net.state_dict(), uncut.net.state_dict())
     assert_same(resumed.optimizer.state_dict(), uncut.optimizer.state_dict())
@@ -172,16 +172,16 @@ def test_average_and_points_are_files_of_their_own(tmp_path):
     run = Run("adamw")
     run.train(0, 1)
     points = {"x_t": torch.randn(2, 3), "t": torch.tensor([3, 7])}
-    save(tmp_path, capture(1, run.net, run.optimizer, {"a": [1, None]}, run.ema.state(), points), keep=0)
-    save(tmp_path, capture(2, run.net, run.optimizer, {}, None, {}), keep=0)
+    extra = {"ema": run.ema.state(), "points": points}
+    save(tmp_path, capture(1, run.net, run.optimizer, {"a": [1, None]}, extra), keep=0)
+    save(tmp_path, capture(2, run.net, run.optimizer, {}, {"points": {}}), keep=0)
     names = {"weights.safetensors", "optimizer.safetensors", "state.json"}
     manifests = [json.loads((tmp_path / f"step-{step}" / "manifest.json").read_text()) for step in (1, 2)]
     assert set(manifests[0]) == names | {"ema.safetensors", "points.safetensors"} and set(manifests[1]) == names
     assert_same(load_file(tmp_path / "step-1" / "points.safetensors"), points)
     found, plain = at(tmp_path, 1), at(tmp_path, 2)
-    assert_same(found.points, points)
-    assert_same(found.ema, run.ema.state())
-    assert found.state["a"] == [1, None] and plain.ema is None and plain.points is None
+    assert_same(found.extra, extra)
+    assert found.state["a"] == [1, None] and plain.extra == {}
 
 
 def steps(folder: Path) -> list[int]:

@@ -1,13 +1,14 @@
 """A run cut after any checkpoint and resumed is the uncut run, bit for bit."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.runs import metrics, tiny_config, with_lora
+from support.runs import assert_resumes_bit_for_bit, metrics, tiny_config, with_lora
 
 from diffpref.errors import UserError
 from diffpref.train.checkpoint import newest
@@ -45,6 +46,18 @@ def test_resume_from_every_checkpoint_is_bit_equal(pipeline, tiny_pairs, tmp_pat
         assert_equal_checkpoints(uncut, run)
         assert same_samples(metrics(uncut), metrics(run))
     assert newest(uncut / "checkpoints")[0].weights.keys() != {}
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_moving_reference_resumes_bit_for_bit(pipeline, tiny_pairs, tmp_path, lora):
+    config = tiny_config(pipeline, tiny_pairs, tmp_path / "run", reference_decay=0.5)
+    run = assert_resumes_bit_for_bit(with_lora(config) if lora else config, tmp_path, cut=2)
+    first, second = metrics(run)[:2]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5) and first["reward_margin"] == 0
+    still = replace(config, output_dir=str(tmp_path / "still"), train=replace(config.train, reference_decay=None))
+    standing = metrics(train(with_lora(still) if lora else still))[:2]
+    assert standing[0]["reference_error"] == pytest.approx(first["reference_error"], abs=1e-6)
+    assert standing[1]["reference_error"] != second["reference_error"]
 
 
 def test_a_damaged_checkpoint_is_passed_over(pipeline, tiny_pairs, tmp_path):

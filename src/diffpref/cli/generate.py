@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from diffpref.cli.parsing import parse
 from diffpref.errors import UserError
-
-if TYPE_CHECKING:
-    from diffpref.train.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -35,12 +32,16 @@ class Options:
     resolution: int = 0
     """Side in pixels; 0 takes the model's own."""
     batch_size: int = 8
-    lora: str | None = None
-    """LoRA weights: a file, or the final/ folder of a LoRA run."""
+    lora: tuple[str, ...] = ()
+    """LoRA weights: a file, or the final/ folder of a LoRA run; several are added up."""
+    lora_scales: tuple[float, ...] = ()
+    """What each of them is multiplied by; 1 when not given."""
     unet: str | None = None
     """Another U-Net: a folder, or a pipeline folder or hub id that holds one."""
     negative: str | None = None
-    """Weights whose prediction guides from the other side (NPO): LoRA weights, a run's final/, or a pipeline folder."""
+    """What guides from the other side (NPO): LoRA weights, added to the model as it is drawn from, or a pipeline."""
+    merge_weight: float = 0.0
+    """The share of --lora and --unet that is taken out from under --negative's LoRA weights again."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
 
 
@@ -53,7 +54,7 @@ def main(arguments: list[str]) -> None:
 
     from diffpref.evaluate.generate import fingerprint, generate, wishes
     from diffpref.evaluate.prompts import read_prompts
-    from diffpref.models.loading import best_device, load_backbone, scheduler_config_of, weights_dtype
+    from diffpref.models.loading import best_device, load_backbone, load_negative, scheduler_config_of, weights_dtype
     from diffpref.sampling import Sampling, refuse_sampler, samplers_of
     from diffpref.train.config import ModelConfig
 
@@ -62,31 +63,18 @@ def main(arguments: list[str]) -> None:
     scheduler = scheduler_config_of(options.model)
     sampler = options.sampler or samplers_of(scheduler)[0]
     refuse_sampler(sampler, scheduler, "--sampler")
-    model = ModelConfig(pretrained=options.model, lora=options.lora, unet=options.unet)
-    backbone = load_backbone(model, device, weights_dtype(options.mixed_precision, device), trainable=False)
+    model = ModelConfig(options.model, lora=options.lora, lora_scales=options.lora_scales, unet=options.unet)
+    weights = weights_dtype(options.mixed_precision, device)
+    backbone = load_backbone(model, device, weights, trainable=False)
     name, negative = fingerprint(backbone), None
     if options.negative:
-        other = _negative_of(model, options.negative)
-        negative = load_backbone(other, device, weights_dtype(options.mixed_precision, device), trainable=False)
+        negative = load_negative(model, backbone, options.negative, options.merge_weight, weights)
         name = f"{name} against {fingerprint(negative)}"
     wanted = wishes(prompts, options.images_per_prompt, options.seed)
     how = Sampling(sampler, options.steps, options.guidance_scale)
     resolution = options.resolution or backbone.resolution
     generate(backbone, Path(options.output), wanted, how, resolution, options.batch_size, model=name, negative=negative)
     print(f"{len(wanted)} images of {len(prompts)} prompts in {options.output}")
-
-
-def _negative_of(model: ModelConfig, place: str) -> ModelConfig:
-    """The model that guides from the other side: the same with other LoRA weights, or another pipeline."""
-    from dataclasses import replace
-    from pathlib import Path
-
-    path = Path(place)
-    if model.lora and (path.is_file() or (path / "pytorch_lora_weights.safetensors").is_file()):
-        raise UserError("--negative: LoRA weights cannot stand upon --lora; save the tuned model as a pipeline first")
-    if path.is_file() or (path / "pytorch_lora_weights.safetensors").is_file():
-        return replace(model, lora=place)
-    return replace(model, pretrained=place, lora=None, unet=None)
 
 
 def _check(options: Options) -> None:
@@ -96,3 +84,9 @@ def _check(options: Options) -> None:
     for key in ("limit", "resolution", "guidance_scale"):
         if not getattr(options, key) >= 0:
             raise UserError(f"--{key.replace('_', '-')}: {getattr(options, key)} is not 0 or above")
+    if len(options.lora_scales) not in (0, len(options.lora)):
+        raise UserError(f"--lora-scales: {len(options.lora_scales)} numbers for {len(options.lora)} of --lora")
+    if not 0 <= options.merge_weight <= 1:
+        raise UserError(f"--merge-weight: {options.merge_weight} is not from 0 to 1")
+    if options.merge_weight and not (options.negative and (options.lora or options.unet)):
+        raise UserError("--merge-weight: there is nothing to take out; it goes with --negative and --lora or --unet")

@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,31 @@ def load_backbone(model: ModelConfig, device: torch.device, weights: torch.dtype
     if device.type == "cpu":
         _choose_threads(backbone.net)
     return backbone
+
+
+def load_negative(
+    model: ModelConfig, tuned: Backbone, place: str, merge_weight: float, weights: torch.dtype
+) -> Backbone:
+    """What guides from the other side of `tuned`, the Backbone of `model`: another pipeline, or LoRA weights on it.
+
+    LoRA weights n stand upon the tuned weights t, of which `merge_weight` w can be taken back to the base's b:
+    b + (1 - w)(t - b) + n, as in Diffusion-NPO (ICLR 2025, OpenReview iJi7nz5Cxc; `merge_weight` of its gen_xl.py).
+    Raises UserError where the weights do not fit, and for a merge weight with another pipeline.
+    """
+    path = Path(place)
+    if not path.is_file() and not (path / "pytorch_lora_weights.safetensors").is_file():
+        if merge_weight:
+            raise UserError(f"--merge-weight: it is for LoRA weights, and {place} holds none")
+        return load_backbone(ModelConfig(place), tuned.device, weights, trainable=False)
+    scales = (*(model.lora_scales or [1.0] * len(model.lora)), 1.0)
+    stacked = replace(model, lora=(*model.lora, place), lora_scales=scales)
+    negative = load_backbone(stacked, tuned.device, weights, trainable=False)
+    if merge_weight:
+        base = load_backbone(ModelConfig(model.pretrained), tuned.device, weights, trainable=False)
+        with torch.no_grad():
+            for name, value in negative.net.named_parameters():
+                value.add_(base.net.get_parameter(name) - tuned.net.get_parameter(name), alpha=merge_weight)
+    return negative
 
 
 def check_model(model: ModelConfig, trainable: bool) -> str:

@@ -83,8 +83,8 @@ def _kohya(state: dict[str, Any], alpha: float) -> dict[str, Any]:
     return named
 
 
-def load_lora(net: Any, place: str, pipeline: Any, part: str) -> None:
-    """Fuse LoRA weights (a file, or a folder that holds one) into the network.
+def load_lora(net: Any, place: str, pipeline: Any, part: str, scale: float = 1.0) -> None:
+    """Fuse LoRA weights (a file, or a folder that holds one), times `scale`, into the network.
 
     Raises UserError where they do not fit.
     """
@@ -102,7 +102,7 @@ def load_lora(net: Any, place: str, pipeline: Any, part: str) -> None:
             log.warning("model.lora: %d of %d tensors are not the %s's and are not used", others, len(state), called)
         if ours:
             net.load_lora_adapter(ours, prefix=part, network_alphas=alphas, metadata=metadata)
-            net.fuse_lora()
+            net.fuse_lora(lora_scale=scale)
             net.unload_lora()
     except Exception as error:  # another model's layers, a file that is no safetensors
         raise UserError(f"model.lora: {path} does not fit this {called}: {folder.first_line(error)}") from error

@@ -55,8 +55,8 @@ class Network:
             with torch.random.fork_rng([]):  # the trial takes no numbers from the adapters' first values
                 add_lora(sketch, model)
         net = folder.load(_diffusers(self.kind), path, torch_dtype=torch.float32 if full else weights).to(device)
-        if model.lora:
-            load_lora(net, model.lora, _diffusers(self.pipeline), self.part)
+        for place, scale in zip(model.lora, model.lora_scales or [1.0] * len(model.lora), strict=True):
+            load_lora(net, place, _diffusers(self.pipeline), self.part, scale)
         net.requires_grad_(full)  # after fusing, which freezes what it touches
         if adapted:
             add_lora(net, model)

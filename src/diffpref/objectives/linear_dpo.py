@@ -7,10 +7,12 @@ log-likelihood: with policy and reference equal w is 1/2 and the loss (L_w - L_l
 means something, and it is beta/2 times smaller than DPO's, so learning rates are larger (5e-6).
 
 The official file is `train/train_sd_dpo.py` of Whynot0101/Linear-DPO, `--linear_dpo`; `train_sd3_dpo.py` has the same
-lines for flows. The paper also moves the reference after the policy, as an average of decay 0.95 to 0.995; that is a
-matter of the reference (`--use_ema_ref` there) and no part of the loss: here the reference stands still, as in the
-published SDXL script. A label q below 1 weighs both orders, q w(Delta) (L_w - L_l) + (1 - q) w(-Delta) (L_l - L_w),
-which is (w - (1 - q)) (L_w - L_l), since w(-Delta) = 1 - w(Delta): a tie pulls Delta to 0.
+lines for flows. The paper also moves the reference after the policy, as an average of decay 0.95 to 0.995; that is no
+part of the loss but a matter of the reference: `train.reference_decay` (there `--use_ema_ref` and `--decay_ema`). In
+the published SDXL script the reference stands still.
+
+A label q below 1 weighs both orders, q w(Delta) (L_w - L_l) + (1 - q) w(-Delta) (L_l - L_w), which is
+(w - (1 - q)) (L_w - L_l), since w(-Delta) = 1 - w(Delta): a tie pulls Delta to 0.
 """
 
 from __future__ import annotations

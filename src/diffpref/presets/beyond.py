@@ -71,8 +71,10 @@ PRESETS = {
     # AIDC-AI/Diffusion-SDPO
     "sd15-dmpo": _method("sd15-dmpo", _SD15, DMPO(beta=2000.0)),
     "sdxl-dmpo": _method("sdxl-dmpo", _SDXL, DMPO(beta=6000.0), learning_rate=1e-9, lr_warmup_steps=500),
-    # Whynot0101/Linear-DPO, without the moving reference of its SD1.5 script
-    "sd15-linear-dpo": _method("sd15-linear-dpo", _SD15, LinearDPO(), **_constant(5e-6, 4, 32, 2000)),
+    # Whynot0101/Linear-DPO; its SD1.5 script moves the reference, with decays of 0.95, 0.99 and 0.995
+    "sd15-linear-dpo": _method(
+        "sd15-linear-dpo", _SD15, LinearDPO(), reference_decay=0.99, **_constant(5e-6, 4, 32, 2000)
+    ),
     "sdxl-linear-dpo": _method(
         "sdxl-linear-dpo", _SDXL, LinearDPO(beta=500.0, eta=0.0), optimizer="adamw", **_constant(1e-5, 1, 128, 2000)
     ),

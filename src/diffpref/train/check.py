@@ -54,6 +54,7 @@ def _check_numbers(config: Config) -> None:
         "train.adam_beta1": train.adam_beta1,
         "train.adam_beta2": train.adam_beta2,
         "train.ema_decay": train.ema_decay,
+        "train.reference_decay": train.reference_decay or 0.0,
         "train.sdpo_mu": train.sdpo_mu or 0.0,
     }
     for name, group in (("objective", config.objective), ("points", config.points)):
@@ -92,6 +93,10 @@ def _check_choices(config: Config) -> None:
         raise UserError("data.choice_temperature: labels come from scores only under data.choice_model; set that too")
     if config.train.sdpo_mu is not None and not objective.needs_pairs:
         raise UserError(f"train.sdpo_mu: the safeguard is for objectives of pairs, and {objective.name!r} is not one")
+    if config.train.reference_decay is not None and not objective.needs_reference:
+        raise UserError(f"train.reference_decay: the objective {objective.name!r} has no reference that could follow")
+    if len(model.lora_scales) not in (0, len(model.lora)):
+        raise UserError(f"model.lora_scales: {len(model.lora_scales)} numbers for {len(model.lora)} of model.lora")
     if config.guard.action in ("stop", "rollback") and not objective.needs_reference:
         raise UserError(f"guard.action: the guard compares with the reference, and {objective.name!r} has none")
     if config.model.variant == "refiner" and config.validation.prompts is not None:

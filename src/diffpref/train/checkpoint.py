@@ -1,7 +1,7 @@
 """Checkpoints: written beside, flushed, summed, renamed. A folder `step-N` is complete when its manifest.json is there.
 
 Content: `weights.safetensors` (what trains), `optimizer.safetensors` (its tensors, and in the header as JSON how they
-and its numbers fit together), `ema.safetensors` and `points.safetensors` where a run has these, `state.json` (position
+and its numbers fit together), `ema`, `reference` and `points.safetensors` where a run has these, `state.json` (position
 and counters) and `manifest.json` (SHA-256 of each). Nothing is pickled.
 """
 
@@ -11,7 +11,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ class Checkpoint:
     """What a run needs to go on.
 
     optimizer: `<parameter number>.<state name>` -> tensor. layout: the optimizer's state and groups as JSON, in which
-    {"tensor": NAME} stands for one of these tensors. ema: the averaged weights. points: the replay buffer.
+    {"tensor": NAME} stands for one of these tensors. extra: by the name of its file what else a run has: the averaged
+    weights (`ema`), a moving `reference`, the replay buffer (`points`).
     Tensors that were captured from the CPU are the run's own, not copies.
     """
 
@@ -41,8 +42,7 @@ class Checkpoint:
     optimizer: dict[str, Tensor]
     layout: dict[str, Any]
     state: dict[str, Any]
-    ema: dict[str, Tensor] | None = None
-    points: dict[str, Tensor] | None = None
+    extra: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
 def capture(
@@ -50,10 +50,11 @@ def capture(
     net: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
-    ema: dict[str, Tensor] | None = None,
-    points: dict[str, Tensor] | None = None,
+    extra: dict[str, dict[str, Tensor]] | None = None,
 ) -> Checkpoint:
     """The checkpoint of a net's trainable weights and its optimizer after `step` steps; `state` goes into JSON.
+
+    extra: as in Checkpoint; what is empty is left out.
 
     Raises TypeError for an optimizer that keeps something else than tensors, numbers, texts and lists of these.
     """
@@ -62,7 +63,8 @@ def capture(
     slots = {str(number): _pack(entry, str(number), tensors, names) for number, entry in held["state"].items()}
     groups = [{name: value for name, value in group.items() if name != "params"} for group in held["param_groups"]]
     layout = {"state": slots, "groups": _pack(groups, "groups", tensors, names)}
-    return Checkpoint(step, weights, tensors, layout, state, ema or None, points or None)
+    kept = {name: {k: _on_cpu(v) for k, v in found.items()} for name, found in (extra or {}).items() if found}
+    return Checkpoint(step, weights, tensors, layout, state, kept)
 
 
 def restore(checkpoint: Checkpoint, net: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -90,9 +92,8 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int, protected: Set[int] = 
     part.mkdir(parents=True)
     save_file(checkpoint.weights, part / "weights.safetensors")
     save_file(checkpoint.optimizer, part / "optimizer.safetensors", {"layout": json.dumps(checkpoint.layout)})
-    for name, tensors in (("ema", checkpoint.ema), ("points", checkpoint.points)):
-        if tensors is not None:
-            save_file(tensors, part / f"{name}.safetensors")
+    for name, tensors in checkpoint.extra.items():
+        save_file(tensors, part / f"{name}.safetensors")
     state = {**checkpoint.state, "step": checkpoint.step}
     (part / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
     sums = {path.name: sha256(path) for path in sorted(part.iterdir())}
@@ -133,7 +134,7 @@ def _load(step: int, path: Path) -> Checkpoint:
     with safe_open(path / "optimizer.safetensors", "pt") as file:
         layout = json.loads(file.metadata()["layout"])
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    return Checkpoint(step, parts["weights"], parts["optimizer"], layout, state, parts.get("ema"), parts.get("points"))
+    return Checkpoint(step, parts.pop("weights"), parts.pop("optimizer"), layout, state, parts)
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor], names: dict[Any, str]) -> Any:

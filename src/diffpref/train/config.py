@@ -26,8 +26,10 @@ class ModelConfig:
     """Another VAE: a folder, or a pipeline folder or hub id that holds one."""
     unet: str | None = None
     """Start from another U-Net or transformer: a folder, or a pipeline folder or hub id that holds one."""
-    lora: str | None = None
-    """LoRA weights to fuse into the network before anything else: a file, or a run's final/ folder."""
+    lora: tuple[str, ...] = ()
+    """LoRA weights to fuse into the network before anything else: files, or final/ folders of runs."""
+    lora_scales: tuple[float, ...] = ()
+    """What each of them is multiplied by; 1 when not given."""
     lora_rank: int = 0
     """Rank of the trained LoRA adapters; 0 trains the whole network."""
     lora_alpha: int | None = None
@@ -117,6 +119,8 @@ class TrainConfig:
     """Weigh errors by min-SNR with this gamma (the paper's is 5); none when not given."""
     sdpo_mu: float | None = None
     """Safeguard of Diffusion-SDPO on any objective of pairs: 0.9 for SD1.5, 0.6 for SDXL; none when not given."""
+    reference_decay: float | None = None
+    """The reference follows the policy as an average with this decay (Linear-DPO); it stands still when not given."""
     ema: bool = False
     """Keep an exponential moving average of what trains, on the CPU; `final/` and validation images are of it."""
     ema_decay: float = 0.9999

@@ -19,7 +19,7 @@ from diffpref.errors import RunError
 from diffpref.models.loading import check_model, load_backbone, scheduler_config_of, weights_dtype
 from diffpref.points import Replay
 from diffpref.progress import Bar
-from diffpref.reference import adapters_off, frozen_copy
+from diffpref.reference import MovingReference, adapters_off, frozen_copy
 from diffpref.report.page import write_report
 from diffpref.sampling import refuse_sampler
 from diffpref.schedules import from_scheduler_config
@@ -54,15 +54,17 @@ def train(config: Config, resume: bool = False) -> Path:
     torch.manual_seed(config.train.seed)  # the adapters' first values; samples draw from their own generators
     backbone = load_backbone(config.model, accelerator.device, weights, trainable=True)
     loader, heldout, choice = open_preferences(config, backbone, accelerator, dataset)
-    reference = None
-    if config.objective.needs_reference:
+    reference, moving = None, None
+    if config.train.reference_decay is not None:
+        reference = moving = MovingReference(backbone, config.train.reference_decay)
+    elif config.objective.needs_reference:
         reference = adapters_off(backbone) if config.model.lora_rank else frozen_copy(backbone)
     if config.train.gradient_checkpointing:
         backbone.net.enable_gradient_checkpointing()
     trained = [parameter for parameter in backbone.net.parameters() if parameter.requires_grad]
     optimizer: Any = make_optimizer(trained, config.train)
     place = make_placer(config.points, backbone, reference, config.train, accelerator)
-    state = RunState(config, run, accelerator, backbone, optimizer, place)
+    state = RunState(config, run, accelerator, backbone, optimizer, place, moving)
     if resume:
         state.resume()
     if accelerator.is_main_process:  # only now, when nothing of the input can be refused any more

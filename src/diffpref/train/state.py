@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from diffpref.errors import RunError, UserError
 from diffpref.objectives import Objective
+from diffpref.reference import MovingReference
 from diffpref.train import checkpoint
 from diffpref.train.calibration import with_beta
 from diffpref.train.checkpoint import Checkpoint
@@ -36,6 +37,7 @@ class RunState:
         backbone: Backbone,
         optimizer: Any,
         place: Placer,
+        reference: MovingReference | None = None,
     ) -> None:
         self.step, self.non_finite = 0, 0
         self.beta: float | None = None  # what `auto` was found to be
@@ -46,6 +48,7 @@ class RunState:
         self._rate = make_lr_schedule(train, accelerator.num_processes)
         # only the main process averages: it alone shows and keeps weights
         self._ema = EMA(self._net, train.ema_decay) if train.ema and accelerator.is_main_process else None
+        self._reference = reference  # of every process, each of which moves its own
         self._guard = Guard(config.guard)
 
     def set_learning_rate(self) -> None:
@@ -62,9 +65,11 @@ class RunState:
         return found
 
     def average(self) -> None:
-        """Take the weights after a step into their average."""
+        """Take the weights after a step into their average, and let the reference follow them."""
         if self._ema:
             self._ema.update(self._net, self.step)
+        if self._reference:
+            self._reference.follow(self._net)
 
     @contextlib.contextmanager
     def shown_weights(self) -> Iterator[None]:
@@ -100,8 +105,10 @@ class RunState:
             scaler = self._accelerator.scaler.state_dict() if self._accelerator.scaler else None
             state = {"items_per_step": self._items, "non_finite": self.non_finite, "scaler": scaler, "beta": self.beta}
             state["guard"] = self._guard.state()
-            ema = self._ema.state() if self._ema else None
-            captured = checkpoint.capture(self.step, self._net, self._optimizer, state, ema, points)
+            extra = {"points": points}
+            extra["ema"] = self._ema.state() if self._ema else {}
+            extra["reference"] = self._reference.state() if self._reference else {}
+            captured = checkpoint.capture(self.step, self._net, self._optimizer, state, extra)
             limit = self._config.train.checkpoints_total_limit
             protected = {self._guard.good or 0} if self._config.guard.action == "rollback" else set()
             checkpoint.save(self._run.checkpoints, captured, limit, protected)
@@ -121,7 +128,7 @@ class RunState:
             self._restore(found)
             self.step, self.non_finite, self.beta = found.step, found.state["non_finite"], found.state["beta"]
             self._guard.restore(found.state["guard"])
-            self._place.restore(found.points or {})
+            self._place.restore(found.extra.get("points", {}))
             if self._accelerator.scaler:
                 self._accelerator.scaler.load_state_dict(found.state["scaler"])
             log.info("going on from step %d", self.step)
@@ -132,4 +139,6 @@ class RunState:
     def _restore(self, found: Checkpoint) -> None:
         checkpoint.restore(found, self._net, self._optimizer)
         if self._ema:
-            self._ema.restore(found.ema or {})
+            self._ema.restore(found.extra.get("ema", {}))
+        if self._reference:
+            self._reference.restore(found.extra.get("reference", {}))
