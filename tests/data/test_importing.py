@@ -10,7 +10,9 @@ from support.datasets import bomb, encoded, jpeg, noise, pickapic_row, pickapic_
 from diffpref import __version__
 from diffpref.__main__ import main
 from diffpref.data import images, writing
-from diffpref.data.importing import ImportOptions, broken_tie, find_source, import_source
+from diffpref.data.import_options import ImportOptions
+from diffpref.data.importing import find_source, import_source
+from diffpref.data.judging import broken_tie
 from diffpref.data.schema import PairRow
 from diffpref.data.writing import ShardWriter
 from diffpref.errors import UserError
@@ -148,7 +150,7 @@ def test_rows_never_judged_do_not_dilute_the_bad_share(source, output):
 
 
 def test_no_more_bad_rows_than_a_limit_are_named(source, output, monkeypatch):
-    monkeypatch.setattr("diffpref.data.importing.NAMED_ROWS", 20)
+    monkeypatch.setattr("diffpref.data.tally.NAMED_ROWS", 20)
     summary = import_source(
         "pickapic", source(pickapic_rows(30, null_caption=25)), output, ImportOptions(max_bad_share=1)
     )
@@ -321,12 +323,13 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(source, output, capsys, monk
 
 
 def test_interruption_leaves_nothing(source, output, monkeypatch, capsys):
-    calls = []
+    calls, decode = [], images.decode
 
     def interrupt(data):
         calls.append(data)
         if len(calls) == 100:
             raise KeyboardInterrupt
+        return decode(data)
 
     monkeypatch.setattr(images, "decode", interrupt)
     monkeypatch.setattr(writing, "GROUP_ROWS", 4)

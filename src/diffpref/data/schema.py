@@ -146,11 +146,37 @@ def _cell(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Found:
-    """A row of a source that can be read, and where it stands; rows count from 0 within their file."""
+    """A row of a source that can be read, and where it stands; rows count from 0 within their file.
+
+    agreement: the share of those asked who stand behind the label, where the source tells it.
+    turned: whether the source names the rejected image first.
+    """
 
     file: str
     row: int
     record: Row
+    agreement: float | None = None
+    turned: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images of one prompt with a score each, higher is better: what a source of rankings yields. Pairs are made of it.
+
+    names, models: an entry an image, or none at all. ballots: the scores that each annotator gave, likewise; the
+    `scores` are what they came to.
+    """
+
+    file: str
+    row: int
+    id: str
+    prompt: str
+    images: tuple[bytes, ...]
+    scores: tuple[float, ...]
+    source: str
+    names: tuple[str | None, ...] = ()
+    models: tuple[str | None, ...] = ()
+    ballots: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -173,6 +199,7 @@ class DatasetSummary:
 
     `ties` counts the source's readable ties, whatever became of them; `bad_rows` names the first bad ones. Of a dataset
     made from another one, `missing` counts the values that could not be had, and `origin` is that one's own summary.
+    `splits` counts the rows of each split where the import made several.
     """
 
     source: str
@@ -186,6 +213,7 @@ class DatasetSummary:
     bad_rows: list[Dropped]
     missing: dict[str, int] = field(default_factory=dict)
     origin: dict[str, Any] | None = None
+    splits: dict[str, int] = field(default_factory=dict)
     format: str = FORMATS["pairs"]
     diffpref_version: str = __version__
 
@@ -210,3 +238,12 @@ def read_dataset_file(folder: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict) or content.get("format") not in known:
         raise UserError(f"{file} does not describe a dataset of diffpref (its format is none of {', '.join(known)})")
     return content
+
+
+def rows_told(described: dict[str, Any] | None, split: str) -> int | None:
+    """The number of rows that the content of a `dataset.json` tells of a split, None where it tells none."""
+    if not described:
+        return None
+    if described.get("splits"):
+        return described["splits"].get(split)
+    return described.get("kept") if described.get("split") == split else None

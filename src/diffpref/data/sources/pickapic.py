@@ -2,6 +2,7 @@
 
 `label_0` is 1 where image 0 was preferred, 0 where image 1 was, 0.5 for a tie (image 0 then stands as chosen). Rows
 with `has_label` false were never judged: they are left out and counted, without being held against the file.
+`caption_0` and `caption_1`, which no file of Pick-a-Pic has, become the images' own captions (DCPO).
 """
 
 import difflib
@@ -16,8 +17,10 @@ from diffpref.data.schema import Dropped, Found, Kind, PairRow
 from diffpref.errors import UserError, nearest
 
 KIND: Kind = "pairs"
+SHARDS = ".parquet"
 REQUIRED = ("caption", "jpg_0", "jpg_1", "label_0")
 OPTIONAL = ("label_1", "has_label", "image_0_uid", "image_1_uid", "model_0", "model_1", "ranking_id", "user_id")
+CAPTIONS = ("caption_0", "caption_1")  # of each image, as DCPO's script asks for them; where there are any
 UNUSED = (
     "are_different",
     "best_image_uid",
@@ -42,13 +45,21 @@ def count(path: Path, split: str) -> int:
 
 def read(path: Path, split: str) -> Iterator[Found | Dropped]:
     """Every row as a pair or with the reason why it is none. Raises UserError as `count`."""
+    return read_from(path, split, 0)
+
+
+def read_from(path: Path, split: str, start: int) -> Iterator[Found | Dropped]:
+    """As `read`, without the first `start` rows, which are not read from the disk."""
     for file in parquet.files_of_split(path, split):
         name = str(file.relative_to(path)) if path.is_dir() else file.name
         with parquet.opened(file) as opened:
             _check_columns(file, opened.schema_arrow)
-            columns = [column for column in (*REQUIRED, *OPTIONAL) if column in opened.schema_arrow.names]
-        for number, row in enumerate(parquet.rows(file, columns)):
+            columns = [column for column in (*REQUIRED, *OPTIONAL, *CAPTIONS) if column in opened.schema_arrow.names]
+            count = opened.metadata.num_rows
+        skipped = min(start, count)
+        for number, row in enumerate(parquet.rows(file, columns, skipped), skipped):
             yield _read_row(name, number, row)
+        start -= skipped
 
 
 def _read_row(file: str, number: int, row: dict) -> Found | Dropped:
@@ -62,6 +73,8 @@ def _read_row(file: str, number: int, row: dict) -> Found | Dropped:
         prompt=row["caption"],
         chosen=parquet.image_bytes(row[f"jpg_{chosen}"]),
         rejected=parquet.image_bytes(row[f"jpg_{rejected}"]),
+        chosen_prompt=row.get(f"caption_{chosen}"),
+        rejected_prompt=row.get(f"caption_{rejected}"),
         label=0.5 if row["label_0"] == 0.5 else 1.0,
         chosen_id=_text(row.get(f"image_{chosen}_uid")),
         rejected_id=_text(row.get(f"image_{rejected}_uid")),
@@ -71,7 +84,7 @@ def _read_row(file: str, number: int, row: dict) -> Found | Dropped:
         group_id=_text(row.get("ranking_id")),
         annotator_id=_text(row.get("user_id")),
     )
-    return Found(file, number, pair)
+    return Found(file, number, pair, turned=chosen == 1)
 
 
 def _fault(row: dict) -> tuple[str, str] | None:
@@ -92,7 +105,7 @@ def _fault(row: dict) -> tuple[str, str] | None:
 
 def _check_columns(file: Path, schema: pa.Schema) -> None:
     names = set(schema.names)
-    known = {*REQUIRED, *OPTIONAL, *UNUSED}
+    known = {*REQUIRED, *OPTIONAL, *CAPTIONS, *UNUSED}
     strange = sorted(names - known)
     images = [field.name for field in schema if parquet.is_image_type(field.type)]
     if not images and {"caption", "label_0"} <= names:
@@ -108,6 +121,8 @@ def _check_columns(file: Path, schema: pa.Schema) -> None:
             raise UserError(f"{file}: column {column!r} is {schema.field(column).type}, not the bytes of images")
     for column, fits, wanted in (
         ("caption", _is_text, "text"),
+        ("caption_0", _is_text, "text"),
+        ("caption_1", _is_text, "text"),
         ("label_0", _is_number, "numbers"),
         ("label_1", _is_number, "numbers"),
         ("has_label", pa.types.is_boolean, "true or false"),
