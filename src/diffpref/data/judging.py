@@ -70,7 +70,8 @@ def _examined(row: Found | Dropped, options: ImportOptions, looked: dict[bytes, 
             looked[data] = _look(data)
         found = looked[data]
         if isinstance(found, images.BadImage):
-            which = f"the {side} image: " if len(sides) > 1 else ""
+            name = getattr(row.record, f"{side}_id") if not data else None  # a file of this name may be missing
+            which = f"the {side} image{f' {name}' if name else ''}: " if len(sides) > 1 else ""
             return Examined(Dropped(row.file, row.row, f"image_{found.reason}", f"{which}{found}"), True)
         if found < least:
             return Examined(Dropped(row.file, row.row, "small_image", bad=False), True)

@@ -2,7 +2,14 @@
 
 A source module has two functions and a constant. `path` is a local file or folder, `split` chooses where it holds
 several.
-- `KIND`: "pairs" or "images", what its rows become.
+- `KIND`: "pairs" or "images", what its rows become, or "groups" of ranked images, which become pairs.
 - `count(path, split) -> int`: how many rows `read` will give; it refuses at once what cannot be read (UserError).
-- `read(path, split) -> Iterator[Found | Dropped]`: every row in order, images not yet decoded.
+- `read(path, split) -> Iterator[Found | Dropped]`: every row in order, images not yet decoded; `Group` in place of
+  `Found` where KIND is "groups".
+
+Two things more where they can be had:
+- `read_from(path, split, start)`: as `read`, but from row `start` on, for an import that was killed. Without it the
+  rows before are read again and thrown away.
+- `SHARDS`: the ending of files each of which `read` takes alone, such as ".parquet". Those of a dataset on the hub are
+  then fetched one by one; without it the whole is fetched first.
 """
