@@ -2,11 +2,11 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 from diffpref.data.pairing import Pairing
 from diffpref.data.splitting import SPLIT_NAME, check_shares
-from diffpref.errors import UserError, nearest
+from diffpref.errors import UserError
 
 Ties = Literal["keep", "soft", "drop", "random", "first"]
 Rules = Literal["diffusion-dpo", "diffengine", "dcpo", "dro"]
@@ -55,10 +55,6 @@ class ImportOptions:
         for name in (self.split, *self.splits):
             if not re.fullmatch(SPLIT_NAME, name):
                 raise UserError(f"{name!r} is no name for a split: letters, digits and underscores only")
-        for name, known in (("ties", Ties), ("rules", Rules), ("pairing", Pairing)):
-            value = getattr(self, name)
-            if value is not None and value not in get_args(known):
-                raise UserError(f"--{name}: {value!r}: {nearest(value, get_args(known))}")
         if self.rules and self.ties:
             raise UserError(f"--ties {self.ties}: --rules {self.rules} already says what becomes of ties")
         if not 0 <= self.max_bad_share <= 1:

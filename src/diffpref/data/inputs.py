@@ -135,5 +135,5 @@ def _fetch_all(dataset: str, commit: str, folder: str | None) -> Path:
 def _not_fetched(dataset: str, what: str, error: Exception) -> UnreachableError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return UnreachableError(
-        f"{what} of dataset {dataset} could not be fetched ({reason}); the same command goes on from there"
+        f"{what} of dataset {dataset} could not be fetched ({reason}): the same command goes on from there"
     )
