@@ -1,5 +1,6 @@
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -14,6 +15,7 @@ from diffpref.data.import_options import ImportOptions
 from diffpref.data.importing import find_source, import_source
 from diffpref.data.judging import broken_tie
 from diffpref.data.schema import PairRow
+from diffpref.data.sources import pickapic
 from diffpref.data.writing import ShardWriter
 from diffpref.errors import UserError
 
@@ -248,6 +250,27 @@ def test_missing_input_empty_folder_and_broken_file(tmp_path, output, capsys):
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and then nothing")
     assert "broken.parquet is not a readable parquet file: " in refused(capsys, tmp_path / "broken.parquet", output)
     assert_nothing_at(output)
+
+
+def test_a_file_cut_in_half_among_whole_ones(source, output, capsys):
+    file = source(pickapic_rows(40))
+    half = file.with_name("pairs2.parquet")
+    half.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert "pairs2.parquet is not a readable parquet file: " in refused(capsys, file.parent, output)
+    assert_nothing_at(output)
+
+
+def test_scores_of_a_source_are_written(source, output, monkeypatch):
+    reading, column = pickapic.read_from, "chosen_score_hps"
+
+    def scored(*given):
+        for found in reading(*given):
+            yield replace(found, record=replace(found.record, scores={column: 0.5}))
+
+    monkeypatch.setattr(pickapic, "read_from", scored)
+    monkeypatch.setattr(pickapic, "SCORES", (column,), raising=False)
+    import_source("pickapic", source(pickapic_rows(2)), output)
+    assert [row[column] for row in written(output)] == [0.5, 0.5]
 
 
 def test_a_file_that_breaks_in_the_middle(source, output, capsys):

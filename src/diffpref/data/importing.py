@@ -86,6 +86,7 @@ class _Import:
         self.source, self.reader, self.given, self.options, self.folder = source, reader, given, options, folder
         single = reader.KIND == "images" or options.rules == "dro"
         self.kind: Kind = "images" if single else "pairs"
+        self.scores: tuple[str, ...] = tuple(getattr(reader, "SCORES", ()))
         journal = folder.journal if folder.journal and _finished(folder.journal["shards"], folder.data) else None
         self.place = Place(**journal["place"]) if journal else Place()
         self.tally = Tally.of_record(journal["tally"]) if journal else Tally(options.max_bad_share)
@@ -106,7 +107,7 @@ class _Import:
                 self.tally.total = total
         look = partial(_look, options=options)
         with (
-            SplitsWriter(self.folder.data, self.kind, self.shards, options.shard_rows) as writer,
+            SplitsWriter(self.folder.data, self.kind, self.shards, options.shard_rows, self.scores) as writer,
             Bar(f"import {self.source}", total, unit, done=done) as bar,
         ):
             for place, rows in map_in_order(look, self._items()):

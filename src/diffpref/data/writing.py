@@ -97,9 +97,9 @@ class SplitsWriter:
     or when `rows` rows of the source, kept or not, were told by `advance`.
     """
 
-    def __init__(self, folder: Path, kind: Kind, shards: dict[str, int], rows: int) -> None:
+    def __init__(self, folder: Path, kind: Kind, shards: dict[str, int], rows: int, scores: Sequence[str] = ()) -> None:
         self._writers = {
-            split: ShardWriter(folder, split, kind=kind, first=first, shard_bytes=sys.maxsize)
+            split: ShardWriter(folder, split, kind=kind, scores=scores, first=first, shard_bytes=sys.maxsize)
             for split, first in shards.items()
         }
         self._kind: Kind = kind

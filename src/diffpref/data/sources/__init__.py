@@ -7,9 +7,10 @@ several.
 - `read(path, split) -> Iterator[Found | Dropped]`: every row in order, images not yet decoded; `Group` in place of
   `Found` where KIND is "groups".
 
-Two things more where they can be had:
+Three things more where they can be had:
 - `read_from(path, split, start)`: as `read`, but from row `start` on, for an import that was killed. Without it the
   rows before are read again and thrown away.
 - `SHARDS`: the ending of files each of which `read` takes alone, such as ".parquet". Those of a dataset on the hub are
   then fetched one by one; without it the whole is fetched first.
+- `SCORES`: the columns of scores that its rows have.
 """
