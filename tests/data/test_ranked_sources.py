@@ -17,6 +17,7 @@ from diffpref.data.importing import import_source
 from diffpref.data.listed import entries, image_file
 from diffpref.data.schema import Dropped, Found, Group
 from diffpref.errors import UserError
+from diffpref.evaluate.prompts import read_prompts
 
 
 def written(folder: Path) -> list[dict]:
@@ -159,6 +160,46 @@ class TestHPDv2:
     def test_no_list_of_the_split(self, tmp_path, capsys):
         line = fails(capsys, ["data", "import", "hpdv2", str(self.ranked(tmp_path)), str(tmp_path / "out")])
         assert line.endswith("holds no train.json or train.jsonl: give the file itself, or choose another --split")
+
+
+class TestHPDv2Benchmark:
+    def source(self, tmp_path: Path) -> Path:
+        images = {f"benchmark_imgs/{model}/anime/0000{n}.jpg": n for model in ("SD", "DALL-E") for n in (0, 1)}
+        folder = make_list(tmp_path / "in", "photo.json", [], images)
+        (folder / "anime.json").write_text(json.dumps(["a cat", "a dog"]))
+        return folder
+
+    def test_each_image_has_the_prompt_of_its_number_and_its_model(self, tmp_path):
+        summary = import_source("hpdv2-benchmark", self.source(tmp_path), tmp_path / "out")
+        found = [(row["image_model"], row["prompt"], row["image"]["bytes"]) for row in written(tmp_path / "out")]
+        assert found == [
+            (model, prompt, jpeg(n)) for model in ("DALL-E", "SD") for n, prompt in enumerate(["a cat", "a dog"])
+        ]
+        assert written(tmp_path / "out")[3]["id"] == "SD/anime/00001"
+        assert summary.format == "diffpref-images-1"
+
+    def test_an_image_without_a_prompt(self, tmp_path):
+        source = self.source(tmp_path)
+        (source / "benchmark_imgs/SD/anime/00007.jpg").write_bytes(jpeg(7))
+        summary = import_source("hpdv2-benchmark", source, tmp_path / "out", ImportOptions(max_bad_share=1))
+        assert summary.dropped == {"no_prompt": 1}
+        assert summary.kept == 4
+
+    def test_prompts_alone_are_for_generate(self, tmp_path, capsys):
+        folder = make_list(tmp_path / "in", "anime.json", [], {})
+        (folder / "anime.json").write_text(json.dumps(["a cat", " ", "a dog"]))
+        line = fails(capsys, ["data", "import", "hpdv2-benchmark", str(folder), str(tmp_path / "out")])
+        assert line.endswith("prompts alone are read by `diffpref generate --prompts FILE.json`")
+        assert read_prompts(str(folder / "anime.json")) == ["a cat", "a dog"]
+
+    @pytest.mark.parametrize("text", ['{"a": 1}', "[1, 2]", "[", '["a"'])
+    def test_lists_that_are_no_prompts(self, tmp_path, text):
+        folder = make_list(tmp_path / "in", "anime.json", [], {})
+        (folder / "anime.json").write_text(text)
+        with pytest.raises(UserError, match=r"anime\.json (is no array of prompts|cannot be read as JSON)"):
+            import_source("hpdv2-benchmark", folder, tmp_path / "out")
+        with pytest.raises(UserError, match=r"anime\.json (is no array of prompts|cannot be read as JSON)"):
+            read_prompts(str(folder / "anime.json"))
 
 
 class TestHPDv3:

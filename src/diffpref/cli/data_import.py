@@ -16,7 +16,7 @@ class ImportArguments:
     """Import a published dataset into the normal form. Killed, the same command goes on where it was."""
 
     source: Annotated[Positional[str], arg(metavar="SOURCE")]
-    """The dataset's kind, such as pickapic; a wrong name lists all."""
+    """The dataset's kind: pickapic, hpdv2, hpdv2-benchmark, hpdv3, imagereward, or dro (expert images)."""
     input: Annotated[Positional[str], arg(metavar="INPUT")]
     """Its file, the folder of its files, or a dataset id of the hub (owner/name or owner/name/folder)."""
     output: Annotated[Positional[Path], arg(metavar="OUTPUT")]
@@ -26,8 +26,8 @@ class ImportArguments:
     splits: str | None = None
     """Several splits to write, by prompt: train=0.9,validation=0.05,test=0.05."""
     ties: Literal["keep", "soft", "drop", "random", "first"] | None = None
-    """Keep ties with label 0.5 (the default, also called soft), drop them, decide each by a coin that its id fixes, or
-    let the first image win."""
+    """Keep ties with label 0.5 (the default, also called soft), drop them, decide each by a coin, or let the first
+    image win."""
     rules: Literal["diffusion-dpo", "diffengine", "dcpo", "dro"] | None = None
     """Keep the rows that a published training script keeps."""
     generator: str | None = None

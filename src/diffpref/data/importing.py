@@ -147,7 +147,7 @@ class _Import:
             self.seen.add(row.record, examined.content)
             shares = self.options.splits
             split = split_of_prompt(row.record.prompt, shares) if shares else self.options.split
-            self.tally.splits[split] += bool(shares)
+            self.tally.splits[split] += 1
             writer.write(split, row.record)
 
     def _commit(self, writer: SplitsWriter) -> None:

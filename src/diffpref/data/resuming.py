@@ -84,7 +84,7 @@ def resumable_folder(output: Path, key: str, overwrite: bool = False) -> Iterato
 
 def _locked(folder: Path, output: Path) -> int:
     """The lock of the folder, which ends with the process at the latest."""
-    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
+    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
