@@ -139,6 +139,14 @@ def test_other_work_is_not_mixed_in(source, tmp_path, monkeypatch, capsys, chang
     assert left.exists()
 
 
+def test_an_output_within_the_input_goes_on_too(source, tmp_path, monkeypatch, capsys):
+    import_source("pickapic", source, tmp_path / "whole", options())
+    cut(monkeypatch, 70, source, source / "out")
+    import_source("pickapic", source, source / "out", options())
+    assert "left of another" not in capsys.readouterr().err
+    assert contents(source / "out") == contents(tmp_path / "whole")
+
+
 def test_a_finished_shard_that_someone_removed_is_made_again(source, tmp_path, monkeypatch):
     import_source("pickapic", source, tmp_path / "whole", options())
     cut(monkeypatch, 70, source, tmp_path / "out")

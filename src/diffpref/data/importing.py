@@ -126,8 +126,9 @@ class _Import:
 
     def _items(self) -> Iterator[tuple[Place, Item]]:
         """What is left of the source, each item with the place after it."""
-        for part in range(self.place.part, len(self.given.parts)):
-            start = self.place.items if part == self.place.part else 0
+        begin = self.place
+        for part in range(begin.part, len(self.given.parts)):
+            start = begin.items if part == begin.part else 0
             path = self.given.parts[part]()
             if not self.given.path:
                 self.reader.count(path, self.options.split)  # it refuses at once what cannot be read

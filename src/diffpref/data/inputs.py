@@ -58,13 +58,17 @@ def find_input(name: str, split: str, shards: str | None, revision: str | None =
 
 
 def _state(path: Path) -> str:
-    """A hash of the names, sizes and times of the files at a path, without pictures, of which there may be millions."""
+    """A hash of the names, sizes and times of the files at a path.
+
+    Left out are pictures, of which there may be millions, and hidden folders: an output within the input grows in one.
+    """
     digest = hashlib.sha256(os.fsencode(path.resolve()))
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    for file in files:
-        if file == path or file.suffix.lower() not in PICTURES:
-            found = file.stat()
-            digest.update(repr((str(file), found.st_size, found.st_mtime_ns)).encode("utf-8", "surrogatepass"))
+    for file in [path] if path.is_file() else sorted(path.rglob("*")):
+        inside = file.relative_to(path).parts
+        if file.suffix.lower() in PICTURES or any(part.startswith(".") for part in inside) or not file.is_file():
+            continue
+        found = file.stat()
+        digest.update(repr((inside, found.st_size, found.st_mtime_ns)).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
