@@ -215,7 +215,8 @@ def _refuse_unused(source: str, reader: Source, options: ImportOptions) -> None:
 def _key(source: str, given: Input, options: ImportOptions) -> str:
     """Names this work: what is read, and how."""
     how = [options.record(), options.split, options.shard_rows]
-    return hashlib.sha256(json.dumps([__version__, source, given.name, given.state, how]).encode()).hexdigest()[:12]
+    work = json.dumps([__version__, source, given.name, given.state, how])
+    return f"import-{hashlib.sha256(work.encode()).hexdigest()[:12]}"
 
 
 def _seen(folder: Partial, count: int) -> Seen:
