@@ -19,7 +19,7 @@ class ImportArguments:
     """Import a published dataset into the normal form."""
 
     source: Annotated[Positional[str], arg(metavar="SOURCE")]
-    """The dataset's kind: pickapic, or dro for a folder of expert images."""
+    """The dataset's kind: pickapic, pick-double-caption, rapidata, trl, diffengine, dro, folder, webdataset."""
     input: Annotated[Positional[Path], arg(metavar="INPUT")]
     """Its file, or the folder of its files."""
     output: Annotated[Positional[Path], arg(metavar="OUTPUT")]
@@ -32,6 +32,8 @@ class ImportArguments:
     """Stop when more than this share of the rows is bad."""
     overwrite: bool = False
     """Replace the output where it is a dataset that diffpref wrote."""
+    columns: tuple[str, ...] = ()
+    """Columns that have another name in the input, each as NAME=COLUMN: NAME is the one that the source asks for."""
     json: bool = False
     """Print the counts as JSON."""
 
@@ -54,7 +56,8 @@ def run_import(arguments: list[str]) -> None:
     from diffpref.data.importing import ImportOptions, import_source
 
     _silence_pillow()
-    options = ImportOptions(given.split, given.ties, given.max_bad_share, given.overwrite)
+    columns = _named_columns(given.columns)
+    options = ImportOptions(given.split, given.ties, given.max_bad_share, given.overwrite, columns)
     summary = import_source(given.source, given.input, given.output, options)
     if given.json:
         from dataclasses import asdict
@@ -75,6 +78,18 @@ def run_check(arguments: list[str]) -> None:
     report = check(given.path)
     print(json.dumps(report.as_dict(), indent=2) if given.json else table(report))
     refuse_bad(report, given.max_bad_share)
+
+
+def _named_columns(given: tuple[str, ...]) -> dict[str, str]:
+    columns: dict[str, str] = {}
+    for each in given:
+        name, sign, column = each.partition("=")
+        if not (name and sign and column):
+            raise UserError(f"--columns: {each!r} is not NAME=COLUMN")
+        if name in columns:
+            raise UserError(f"--columns: {name} is named twice")
+        columns[name] = column
+    return columns
 
 
 def _elsewhere(module: str, function: str) -> Callable[[list[str]], None]:

@@ -145,6 +145,15 @@ def _cell(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """What the rows of some files are: their kind, their columns of scores, and the columns that nobody reads."""
+
+    kind: Kind
+    scores: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Found:
     """A row of a source that can be read, and where it stands; rows count from 0 within their file."""
 
