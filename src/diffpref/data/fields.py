@@ -72,12 +72,16 @@ def _misspelt(column: str, strange: list[str]) -> str | None:
     return next(iter([*turned, *difflib.get_close_matches(column, strange, 1, MISSPELT)]), None)
 
 
-def typed(record: Record, wanted: Mapping[str, What]) -> Record:
-    """The wanted columns that a record has, each value None or of its column's type; a name is text, NaN is None.
+def typed(record: Record, wanted: Columns) -> Record:
+    """The wanted columns of a record, each value None or of its column's type; a name is text, NaN is None.
 
-    Raises BadRow where a value is of another type.
+    Required columns are always there. Raises BadRow where a value is of another type.
     """
-    return {name: _value(name, record[name], what) for name, what in wanted.items() if name in record}
+    return {
+        name: _value(name, record.get(name), what)
+        for name, what in wanted.all.items()
+        if name in record or name in wanted.required
+    }
 
 
 def text(record: Record, column: str) -> str:

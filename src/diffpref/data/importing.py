@@ -9,12 +9,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Literal, Protocol, cast, runtime_checkable
 
 from diffpref.data import images, sources
-from diffpref.data.fields import Columns
-from diffpref.data.schema import FORMATS, NAMED_ROWS, SIDES, DatasetSummary, Dropped, Found, Kind, PairRow, Row, Shape
-from diffpref.data.tables import Names
+from diffpref.data.naming import shape_of, with_names
+from diffpref.data.schema import FORMATS, NAMED_ROWS, SIDES, DatasetSummary, Dropped, Found, Kind, PairRow, Row
 from diffpref.data.threads import map_in_order
 from diffpref.data.writing import ShardWriter, new_folder
 from diffpref.errors import UserError, nearest
@@ -25,18 +24,12 @@ Ties = Literal["keep", "drop", "random"]
 
 @runtime_checkable
 class Source(Protocol):
-    """What a module in `data/sources` offers. `names` is for those with COLUMNS alone."""
+    """What a module in `data/sources` offers."""
 
     KIND: Kind | None
 
-    def count(self, path: Path, split: str, names: Names = ...) -> int: ...
-    def read(self, path: Path, split: str, names: Names = ...) -> Iterator[Found | Dropped]: ...
-
-
-class Shaped(Source, Protocol):
-    """A source whose KIND is None: its input tells."""
-
-    def shape(self, path: Path, split: str, names: Names = ...) -> Shape: ...
+    def count(self, path: Path, split: str) -> int: ...
+    def read(self, path: Path, split: str) -> Iterator[Found | Dropped]: ...
 
 
 @dataclass(frozen=True)
@@ -61,17 +54,16 @@ def import_source(source: str, input: Path, output: Path, options: ImportOptions
     """
     options = options or ImportOptions()
     _check_options(options)
-    reader = find_source(source)
+    reader = cast(Source, with_names(source, find_source(source), options.columns))
     if input.resolve().is_relative_to(output.resolve()):
         raise UserError(f"the output {output} would replace the input {input}: choose another folder")
-    given = _arguments(source, reader, input, options)
     with new_folder(output, options.overwrite) as folder:
-        total = reader.count(*given)
+        total = reader.count(input, options.split)
         if not total:
             raise UserError(f"{input} is empty: it holds no rows")
         tally = Tally(total, options.max_bad_share)
-        rows = map_in_order(_with_images_checked, reader.read(*given))
-        shape = Shape(reader.KIND) if reader.KIND else cast(Shaped, reader).shape(*given)
+        rows = map_in_order(_with_images_checked, reader.read(input, options.split))
+        shape = shape_of(reader, input, options.split)
         if shape.left_out:
             print(f"diffpref: warning: columns that are left out: {', '.join(shape.left_out)}", file=sys.stderr)
         kind = shape.kind
@@ -86,7 +78,7 @@ def import_source(source: str, input: Path, output: Path, options: ImportOptions
             source=source,
             input=str(input),
             split=options.split,
-            options=_described(options),
+            options={"ties": options.ties, "max_bad_share": options.max_bad_share} | _told(options.columns),
             read=tally.read,
             kept=tally.kept,
             ties=tally.ties,
@@ -103,15 +95,10 @@ def import_source(source: str, input: Path, output: Path, options: ImportOptions
 
 def find_source(name: str) -> Source:
     """The source module of that name. Raises UserError with the nearest name where there is none."""
-    known = source_names()
+    known = [module.name.replace("_", "-") for module in pkgutil.iter_modules(sources.__path__)]
     if name not in known:
         raise UserError(f"unknown source {name!r}: {nearest(name, known)}")
     return cast(Source, importlib.import_module(f"diffpref.data.sources.{name.replace('-', '_')}"))
-
-
-def source_names() -> list[str]:
-    """The names of all sources."""
-    return [module.name.replace("_", "-") for module in pkgutil.iter_modules(sources.__path__)]
 
 
 @dataclass
@@ -207,24 +194,9 @@ def _with_images_checked(row: Found | Dropped) -> Found | Dropped:
     return row
 
 
-def _arguments(source: str, reader: Source, input: Path, options: ImportOptions) -> tuple[Any, ...]:
-    """What the source's functions are called with."""
-    if not options.columns:
-        return input, options.split
-    columns: Columns | None = getattr(reader, "COLUMNS", None)
-    if columns is None:
-        raise UserError(f"the source {source} has no columns that could be named")
-    for name in options.columns:
-        columns.known(name)
-    return input, options.split, options.columns
-
-
-def _described(options: ImportOptions) -> dict[str, str | float]:
-    """The options as `dataset.json` tells them."""
-    described: dict[str, str | float] = {"ties": options.ties, "max_bad_share": options.max_bad_share}
-    if options.columns:
-        described["columns"] = " ".join(f"{name}={column}" for name, column in options.columns.items())
-    return described
+def _told(columns: Mapping[str, str]) -> dict[str, str]:
+    """The named columns as `dataset.json` tells them."""
+    return {"columns": " ".join(f"{name}={column}" for name, column in columns.items())} if columns else {}
 
 
 def _check_options(options: ImportOptions) -> None:

@@ -101,7 +101,7 @@ def records(file: Path, wanted: Columns, names: Names | None = None) -> Iterator
                     for name, what in wanted.all.items()
                     if what == "image" and name in record
                 }
-            yield typed(record, wanted.all) | {key: found[key] for key in (archives.KEY,) if key in found}
+            yield typed(record, wanted) | {key: found[key] for key in (archives.KEY,) if key in found}
         except BadRow as fault:
             yield fault
 
@@ -131,6 +131,12 @@ def files(path: Path, split: str) -> list[Path]:
                 return _of_split(path, found, split)
         raise UserError(f"{path} holds no parquet, tar or JSON files")
     return parquet.files_of_split(path, split)
+
+
+def is_parquet(path: Path, split: str) -> bool:
+    """Whether what `files` finds is parquet."""
+    first = files(path, split)[0]
+    return not is_tar(first) and not _is_listing(first)
 
 
 def is_tar(file: Path) -> bool:

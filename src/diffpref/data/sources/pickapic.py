@@ -1,17 +1,22 @@
-"""Pick-a-Pic v1 and v2: parquet files with a caption, the bytes of two images and who won.
+"""Pick-a-Pic v1 and v2: a caption, the bytes of two images and who won, in parquet files, tar shards or JSON.
 
 `label_0` is 1 where image 0 was preferred, 0 where image 1 was, 0.5 for a tie (image 0 then stands as chosen). Rows
 with `has_label` false were never judged: they are left out and counted, without being held against the file.
+A sample of a tar shard is `KEY.jpg_0`, `KEY.jpg_1` and `KEY.json`; the images of JSON are files beside it, which
+`jpg_0` and `jpg_1` name.
 """
 
 import difflib
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pyarrow as pa
 
-from diffpref.data import parquet
+from diffpref.data import parquet, tables
+from diffpref.data.fields import BadRow, Columns, Record
 from diffpref.data.schema import Dropped, Found, Kind, PairRow
 from diffpref.errors import UserError, nearest
 
@@ -26,12 +31,19 @@ UNUSED = (
     "image_1_url",
     "num_example_per_prompt",
 )
+COLUMNS = Columns(  # of tar and JSON files
+    {"caption": "text", "jpg_0": "image", "jpg_1": "image", "label_0": "number"},
+    {**dict.fromkeys(OPTIONAL, "name"), "label_1": "number", "has_label": "flag"},
+    UNUSED,
+)
 LABELS = (0.0, 0.5, 1.0)
 MISSPELT = 0.87  # similarity above which an unknown column is taken for a misspelt optional one
 
 
 def count(path: Path, split: str) -> int:
     """The number of rows. Raises UserError where a file is broken or any of them lacks a column."""
+    if not tables.is_parquet(path, split):
+        return tables.count(path, split, COLUMNS)
     total = 0
     for file in parquet.files_of_split(path, split):
         with parquet.opened(file) as opened:
@@ -42,6 +54,9 @@ def count(path: Path, split: str) -> int:
 
 def read(path: Path, split: str) -> Iterator[Found | Dropped]:
     """Every row as a pair or with the reason why it is none. Raises UserError as `count`."""
+    if not tables.is_parquet(path, split):
+        yield from tables.read(path, split, COLUMNS, _pair)
+        return
     for file in parquet.files_of_split(path, split):
         name = str(file.relative_to(path)) if path.is_dir() else file.name
         with parquet.opened(file) as opened:
@@ -72,6 +87,14 @@ def _read_row(file: str, number: int, row: dict) -> Found | Dropped:
         annotator_id=_text(row.get("user_id")),
     )
     return Found(file, number, pair)
+
+
+def _pair(record: Record, name: str) -> PairRow:
+    """The pair of a record that a tar or JSON file holds."""
+    row = _read_row("record", 0, record)
+    if isinstance(row, Dropped):
+        raise BadRow(row.reason, row.detail, row.bad)
+    return replace(cast(PairRow, row.record), id=name)
 
 
 def _fault(row: dict) -> tuple[str, str] | None:
