@@ -13,7 +13,18 @@ from typing import Literal, Protocol, cast, runtime_checkable
 
 from diffpref.data import images, sources
 from diffpref.data.naming import shape_of, with_names
-from diffpref.data.schema import FORMATS, NAMED_ROWS, SIDES, DatasetSummary, Dropped, Found, Kind, PairRow, Row
+from diffpref.data.schema import (
+    FORMATS,
+    NAMED_ROWS,
+    SIDES,
+    DatasetSummary,
+    Dropped,
+    Found,
+    Kind,
+    PairRow,
+    Row,
+    exchanged,
+)
 from diffpref.data.threads import map_in_order
 from diffpref.data.writing import ShardWriter, new_folder
 from diffpref.errors import UserError, nearest
@@ -163,22 +174,7 @@ def broken_tie(row: Row) -> Row:
     """The tie decided by a coin that its id fixes: a pair's images stand or change places, an image is liked or not."""
     if hashlib.sha256(row.id.encode()).digest()[0] % 2 == 0:
         return replace(row, label=1.0)
-    return _exchanged(row) if isinstance(row, PairRow) else replace(row, label=0.0)
-
-
-def _exchanged(pair: PairRow) -> PairRow:
-    return replace(
-        pair,
-        label=1.0,
-        chosen=pair.rejected,
-        rejected=pair.chosen,
-        chosen_prompt=pair.rejected_prompt,
-        rejected_prompt=pair.chosen_prompt,
-        chosen_id=pair.rejected_id,
-        rejected_id=pair.chosen_id,
-        chosen_model=pair.rejected_model,
-        rejected_model=pair.chosen_model,
-    )
+    return replace(exchanged(row), label=1.0) if isinstance(row, PairRow) else replace(row, label=0.0)
 
 
 def _with_images_checked(row: Found | Dropped) -> Found | Dropped:

@@ -23,7 +23,7 @@ _REPEATED = ("_model", "source", "group_id", "annotator_id")  # ends of columns 
 class ShardWriter:
     """Write rows to `<split>-00000.parquet`, `<split>-00001.parquet`, ... Use it as a context manager.
 
-    scores: the columns of scores that the rows may have.
+    scores: the columns of scores that the rows may have. only: the columns to write, where not all.
     """
 
     def __init__(
@@ -34,11 +34,12 @@ class ShardWriter:
         shard_bytes: int = SHARD_BYTES,
         kind: Kind = "pairs",
         scores: Sequence[str] = (),
+        only: Sequence[str] | None = None,
     ) -> None:
         self._folder, self._split = folder, split
         self._group_rows, self._shard_bytes = group_rows, shard_bytes
         self._kind: Kind = kind
-        self._schema = schema(kind, scores)
+        self._schema = schema(kind, scores, only)
         self._rows: list[Row] = []
         self._buffered = self._written = self._shards = 0
         self._file: pq.ParquetWriter | None = None
