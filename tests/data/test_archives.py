@@ -185,7 +185,18 @@ def test_a_header_of_gigabytes_is_not_read(tmp_path):
     info = tarfile.TarInfo("././@LongLink")
     info.type, info.size = tarfile.GNUTYPE_LONGNAME, 2**32
     (tmp_path / "a.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(4096))
-    with pytest.raises(UserError, match="a header of 4294967296 bytes"):
+    with pytest.raises(UserError, match="a header of over 1048576 bytes"):
+        read(tmp_path / "a.tar")
+
+
+def test_a_sparse_map_of_gigabytes_is_not_read(tmp_path):
+    info = tarfile.TarInfo("0.png")
+    info.size = 3 * 2**20
+    info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+    numbers = b"999999999\n" + b"0\n" * (2**20)
+    content = numbers + bytes(info.size - len(numbers))
+    (tmp_path / "a.tar").write_bytes(info.tobuf(tarfile.PAX_FORMAT) + content + bytes(1024))
+    with pytest.raises(UserError, match="a header of over 1048576 bytes"):
         read(tmp_path / "a.tar")
 
 

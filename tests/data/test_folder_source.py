@@ -136,6 +136,14 @@ def test_files_that_are_too_large_or_cannot_be_read(tmp_path, monkeypatch):
     assert summary.dropped == {"file_too_large": 1, "unreadable_file": 1}
 
 
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+def test_a_line_that_no_memory_holds_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(listings, "MAX_TEXT", 300)
+    folder = jsonl(tmp_path / "in", [pair(), " " * 300 + "{}"], name)
+    with pytest.raises(UserError, match=rf"{name} has a line of over 300 characters"):
+        import_source("folder", folder, tmp_path / "out")
+
+
 def test_a_csv_row_of_wrong_length_and_a_missing_file(tmp_path):
     head = ["prompt", "file_name"]
     folder = table(tmp_path / "in", [head, ["p", "images/0.jpg"], ["p"], ["p", "images/0.jpg", "x"], ["p", "none.jpg"]])

@@ -105,6 +105,16 @@ def test_hostile_members_and_files_are_dropped(tmp_path):
     assert (summary.kept, summary.dropped) == (18, {"unsafe_name": 1, "no_file": 1})
 
 
+def test_columns_of_other_names(tmp_path):
+    """Of parquet too, with the same pairs."""
+    rename = {"caption": "text", "label_0": "won"}
+    write_pickapic(tmp_path / "in" / "train.parquet", ROWS, rename=rename)
+    rows = [bare(row) for row in pickapic.read(tmp_path / "in", "train", rename)]
+    assert rows == parquet_rows(tmp_path, ROWS)
+    options = ImportOptions(columns=rename, max_bad_share=0.9)
+    assert import_source("pickapic", tmp_path / "in", tmp_path / "out", options).kept == 3
+
+
 def test_columns_are_checked(tmp_path, capsys):
     rows = [pickapic_row(0)]
     for row in rows:

@@ -130,7 +130,7 @@ def test_every_fault_is_counted(tmp_path):
     labels, weights = [None] * 60, [1.0] * 60
     labels[6], labels[7], labels[8], labels[9] = 1.5, -0.1, float("nan"), 0.5
     weights[10], weights[11] = -1.0, float("inf")
-    columns = {"label": pa.array(labels, pa.float64()), "weight": weights}
+    columns = {"label": pa.array(labels, pa.float64()), "weight": weights, "margin": [0.0] * 59 + [float("inf")]}
     summary = import_source(
         "trl", write_trl(tmp_path / "a.parquet", rows, **columns), tmp_path / "out", ImportOptions(max_bad_share=0.2)
     )
@@ -141,11 +141,13 @@ def test_every_fault_is_counted(tmp_path):
         "empty_prompt": 1,
         "image_empty": 1,
         "image_truncated": 1,
+        "margin_outside": 1,
     }
-    assert (summary.read, summary.kept, summary.ties) == (60, 52, 1)
-    assert [str(row) for row in summary.bad_rows][-2:] == [
+    assert (summary.read, summary.kept, summary.ties) == (60, 51, 1)
+    assert [str(row) for row in summary.bad_rows][-3:] == [
         "a.parquet row 10: weight_outside (weight is -1, not a finite number from 0)",
         "a.parquet row 11: weight_outside (weight is inf, not a finite number from 0)",
+        "a.parquet row 59: margin_outside (margin is inf, not a finite number)",
     ]
     assert LONG in PreferenceDataset.open(tmp_path / "out").prompts
 

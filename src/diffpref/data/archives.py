@@ -112,7 +112,7 @@ def _members(file: Path) -> Iterator[_Member | BadRow]:
     with _opened(file) as stream, _errors(file):
         tar: Any = tarfile.open(fileobj=cast(Any, stream), mode="r:")  # noqa: SIM115 - what it reads is closed
         place = 0
-        while (info := tar.next()) is not None:
+        while (info := stream.next_of(tar)) is not None:
             if tar.offset <= place or info.size < 0:  # else it would go round for ever
                 raise tarfile.ReadError(f"the size of {info.name!a} is negative")
             place = tar.offset
@@ -125,9 +125,7 @@ def _members(file: Path) -> Iterator[_Member | BadRow]:
             yield _Member(info.name.removeprefix("./"), lambda info=info: stream.content(info))
         if stream.last != bytes(BLOCK):  # what is cut short or broken would else look like the end
             raise tarfile.ReadError("it ends without an end mark, so it is cut short or damaged")
-        while rest := stream.read(MAX_HEADER):  # gzip checks its sum at its very end
-            if rest.strip(b"\0"):
-                raise tarfile.ReadError("something follows its end mark")
+        stream.refuse_more()
 
 
 def _refused(info: tarfile.TarInfo) -> BadRow | None:
@@ -150,15 +148,22 @@ def _refused(info: tarfile.TarInfo) -> BadRow | None:
 
 
 class _Stream:
-    """A file that tarfile reads headers from: no more than MAX_HEADER at once, for sizes come from strangers."""
+    """A file that tarfile reads headers from: no more than MAX_HEADER for a member, for sizes come from strangers."""
 
     def __init__(self, name: Path, file: io.BufferedIOBase) -> None:
         self._name, self._file = name, file
+        self._left = MAX_HEADER
         self.last = b""
 
+    def next_of(self, tar: Any) -> tarfile.TarInfo | None:
+        """The next member of the tar file that reads from here, None at its end."""
+        self._left = MAX_HEADER
+        return tar.next()
+
     def read(self, size: int) -> bytes:
-        if size > MAX_HEADER:
-            raise tarfile.ReadError(f"a header of {size} bytes")
+        self._left -= size
+        if self._left < 0:
+            raise tarfile.ReadError(f"a header of over {MAX_HEADER} bytes")
         self.last = self._file.read(size)
         return self.last
 
@@ -176,6 +181,12 @@ class _Stream:
             if len(data) < info.size:
                 raise tarfile.ReadError(f"it is cut short within {info.name!a}")
             return data
+
+    def refuse_more(self) -> None:
+        """Read to the end, where gzip checks its sum. Raises ReadError where something else than padding is there."""
+        while rest := self._file.read(MAX_HEADER):
+            if rest.strip(b"\0"):
+                raise tarfile.ReadError("something follows its end mark")
 
 
 @contextmanager

@@ -93,11 +93,12 @@ def text(record: Record, column: str) -> str:
     return record[column]
 
 
-def number(record: Record, column: str, least: float, most: float = math.inf) -> float | None:
+def number(record: Record, column: str, least: float = -math.inf, most: float = math.inf) -> float | None:
     """The number in a column, None where it is null. Raises BadRow where it is infinite or outside the limits."""
     value = record.get(column)
     if value is not None and not (least <= value <= most and math.isfinite(value)):
-        limit = f"between {least:g} and {most:g}" if math.isfinite(most) else f"a finite number from {least:g}"
+        limit = "a finite number" + (f" from {least:g}" if math.isfinite(least) else "")
+        limit = f"between {least:g} and {most:g}" if math.isfinite(most) else limit
         raise BadRow(f"{column}_outside", f"{column} is {value:g}, not {limit}")
     return value
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, AnyStr
 
 from diffpref.data.archives import MAX_BYTES, MAX_TEXT
 from diffpref.data.fields import BadRow, Record
@@ -55,13 +55,21 @@ def image(folder: Path, column: str, name: Any) -> bytes | None:
 
 def _lines(file: Path) -> Iterator[Record | BadRow]:
     with file.open("rb") as lines:
-        for line in lines:
+        for line in _bounded(file, lines):
             if not line.strip():
                 continue
             try:
                 yield _object(json.loads(line.decode("utf-8-sig")))
             except (ValueError, RecursionError) as error:
                 yield BadRow("not_json", str(error)[:200])
+
+
+def _bounded(file: Path, stream: IO[AnyStr]) -> Iterator[AnyStr]:
+    """The lines of a file, unless one is so long that memory would not hold it."""
+    while line := stream.readline(MAX_TEXT + 1):
+        if len(line) > MAX_TEXT:
+            raise UserError(f"{file} has a line of over {MAX_TEXT} characters")
+        yield line
 
 
 def _object(value: Any) -> Record | BadRow:
@@ -105,7 +113,7 @@ def _skipped(text: str, place: int, characters: str) -> int:
 def _csv(file: Path) -> Iterator[Record | BadRow]:
     csv.field_size_limit(MAX_TEXT)
     with file.open(encoding="utf-8-sig", newline="") as stream:
-        rows: Iterable[list[str]] = csv.reader(stream, strict=True)
+        rows: Iterable[list[str]] = csv.reader(_bounded(file, stream), strict=True)
         names: list[str] | None = None
         for cells in rows:
             if not cells:

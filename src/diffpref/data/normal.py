@@ -1,7 +1,6 @@
 """Sources whose files have the columns of the normal form already: rows from records, whatever holds these."""
 
 import math
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,8 +13,7 @@ from diffpref.data.fields import Columns, Record, What, number, text
 from diffpref.data.schema import COLUMNS, ROWS, SIDES, Dropped, Found, Kind, Row, Shape, is_score, required
 from diffpref.errors import UserError, nearest
 
-_LOWEST = -sys.float_info.max
-LIMITS = {"label": (0.0, 1.0), "weight": (0.0, math.inf), "margin": (_LOWEST, math.inf)}
+LIMITS = {"label": (0.0, 1.0), "weight": (0.0, math.inf), "margin": (-math.inf, math.inf)}
 
 
 def wanted(shape: Shape) -> Columns:
@@ -42,9 +40,9 @@ def shape(path: Path, split: str, names: tables.Names | None = None) -> Shape:
     for file in tables.files(path, split):
         found |= dict.fromkeys(tables.columns(file) or {})
     columns = [*names, *(name for name in found if name not in names.values())]
-    kinds: list[Kind] = [kind for kind, sides in SIDES.items() if set(sides) & set(columns)]
     if not found:
         return Shape("pairs")  # of no rows
+    kinds: list[Kind] = [kind for kind, sides in SIDES.items() if set(sides) & set(columns)]
     if not kinds:
         first = names.get("chosen", "chosen")
         raise UserError(f"{path} has neither pairs nor single images: no column {first!r} ({nearest(first, columns)})")
@@ -74,4 +72,4 @@ def _row(shape: Shape, source: str, record: Record, name: str) -> Row:
     given |= {each: number(record, each, *limits) for each, limits in LIMITS.items() if each in given}
     if shape.kind == "pairs" and given.get("label") is None:
         given["label"] = 1.0
-    return ROWS[shape.kind](**given, scores={each: number(record, each, _LOWEST) for each in shape.scores})
+    return ROWS[shape.kind](**given, scores={each: number(record, each) for each in shape.scores})

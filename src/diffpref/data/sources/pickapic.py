@@ -31,7 +31,7 @@ UNUSED = (
     "image_1_url",
     "num_example_per_prompt",
 )
-COLUMNS = Columns(  # of tar and JSON files
+COLUMNS = Columns(  # as tables take them: tar and JSON files, and parquet with other names
     {"caption": "text", "jpg_0": "image", "jpg_1": "image", "label_0": "number"},
     {**dict.fromkeys(OPTIONAL, "name"), "label_1": "number", "has_label": "flag"},
     UNUSED,
@@ -40,10 +40,10 @@ LABELS = (0.0, 0.5, 1.0)
 MISSPELT = 0.87  # similarity above which an unknown column is taken for a misspelt optional one
 
 
-def count(path: Path, split: str) -> int:
+def count(path: Path, split: str, names: tables.Names | None = None) -> int:
     """The number of rows. Raises UserError where a file is broken or any of them lacks a column."""
-    if not tables.is_parquet(path, split):
-        return tables.count(path, split, COLUMNS)
+    if names or not tables.is_parquet(path, split):
+        return tables.count(path, split, COLUMNS, names)
     total = 0
     for file in parquet.files_of_split(path, split):
         with parquet.opened(file) as opened:
@@ -52,10 +52,10 @@ def count(path: Path, split: str) -> int:
     return total
 
 
-def read(path: Path, split: str) -> Iterator[Found | Dropped]:
+def read(path: Path, split: str, names: tables.Names | None = None) -> Iterator[Found | Dropped]:
     """Every row as a pair or with the reason why it is none. Raises UserError as `count`."""
-    if not tables.is_parquet(path, split):
-        yield from tables.read(path, split, COLUMNS, _pair)
+    if names or not tables.is_parquet(path, split):
+        yield from tables.read(path, split, COLUMNS, _pair, names)
         return
     for file in parquet.files_of_split(path, split):
         name = str(file.relative_to(path)) if path.is_dir() else file.name
@@ -90,7 +90,7 @@ def _read_row(file: str, number: int, row: dict) -> Found | Dropped:
 
 
 def _pair(record: Record, name: str) -> PairRow:
-    """The pair of a record that a tar or JSON file holds."""
+    """The pair of a record of a table."""
     row = _read_row("record", 0, record)
     if isinstance(row, Dropped):
         raise BadRow(row.reason, row.detail, row.bad)
