@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 from diffpref.data import images, sources
-from diffpref.data.naming import shape_of, with_names
+from diffpref.data.naming import settled
 from diffpref.data.schema import (
     FORMATS,
     NAMED_ROWS,
@@ -35,9 +35,9 @@ Ties = Literal["keep", "drop", "random"]
 
 @runtime_checkable
 class Source(Protocol):
-    """What a module in `data/sources` offers."""
+    """What a module in `data/sources` offers, once its KIND is settled."""
 
-    KIND: Kind | None
+    KIND: Kind
 
     def count(self, path: Path, split: str) -> int: ...
     def read(self, path: Path, split: str) -> Iterator[Found | Dropped]: ...
@@ -65,20 +65,20 @@ def import_source(source: str, input: Path, output: Path, options: ImportOptions
     """
     options = options or ImportOptions()
     _check_options(options)
-    reader = cast(Source, with_names(source, find_source(source), options.columns))
+    module = find_source(source)
     if input.resolve().is_relative_to(output.resolve()):
         raise UserError(f"the output {output} would replace the input {input}: choose another folder")
     with new_folder(output, options.overwrite) as folder:
+        reader = cast(Source, settled(source, module, input, options.split, options.columns))
         total = reader.count(input, options.split)
         if not total:
             raise UserError(f"{input} is empty: it holds no rows")
         tally = Tally(total, options.max_bad_share)
         rows = map_in_order(_with_images_checked, reader.read(input, options.split))
-        shape = shape_of(reader, input, options.split)
-        if shape.left_out:
-            print(f"diffpref: warning: columns that are left out: {', '.join(shape.left_out)}", file=sys.stderr)
-        kind = shape.kind
-        shards = ShardWriter(folder, options.split, kind=kind, scores=shape.scores)
+        if left_out := getattr(reader, "LEFT_OUT", ()):
+            print(f"diffpref: warning: columns that are left out: {', '.join(left_out)}", file=sys.stderr)
+        kind = reader.KIND
+        shards = ShardWriter(folder, options.split, kind=kind, scores=getattr(reader, "SCORES", ()))
         with shards, Bar(f"import {source}", total, kind) as bar:
             for row in rows:
                 if record := tally.count(row, options.ties):
@@ -104,12 +104,12 @@ def import_source(source: str, input: Path, output: Path, options: ImportOptions
     return summary
 
 
-def find_source(name: str) -> Source:
+def find_source(name: str) -> Any:
     """The source module of that name. Raises UserError with the nearest name where there is none."""
     known = [module.name.replace("_", "-") for module in pkgutil.iter_modules(sources.__path__)]
     if name not in known:
         raise UserError(f"unknown source {name!r}: {nearest(name, known)}")
-    return cast(Source, importlib.import_module(f"diffpref.data.sources.{name.replace('-', '_')}"))
+    return importlib.import_module(f"diffpref.data.sources.{name.replace('-', '_')}")
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What a source may tell beyond its functions: the shape of its rows, and columns that the user gives another name."""
+"""A source as an importer calls it: with the user's names of columns, and with what its input says of its rows."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -10,25 +10,25 @@ from diffpref.data.fields import Columns
 from diffpref.data.schema import Shape
 from diffpref.errors import UserError
 
+FUNCTIONS = ("count", "read", "shape")
 
-def with_names(name: str, source: Any, names: Mapping[str, str]) -> Any:
-    """The source module `name` with its functions bound to the user's names of columns: wanted column -> the input's.
 
-    Raises UserError where the source has no columns to name, or none of that name.
+def settled(name: str, source: Any, path: Path, split: str, names: Mapping[str, str]) -> Any:
+    """The source module `name`, or what looks like it but has its KIND settled, SCORES, and names for its columns.
+
+    names: the input's column for a column that the source asks for. SCORES are the columns of scores that its rows
+    have, LEFT_OUT the columns of the input that nobody reads; a source of a fixed KIND has neither.
+    Raises UserError where it has no columns to name, or none of that name, or cannot tell what the input holds.
     """
-    if not names:
+    if source.KIND and not names:
         return source
     columns: Columns | None = getattr(source, "COLUMNS", None)
     if columns is None:
         raise UserError(f"the source {name} has no columns that could be named")
     for each in names:
         columns.known(each)
-    bound = {
-        each: partial(value, names=names) for each, value in vars(source).items() if each in ("count", "read", "shape")
-    }
-    return SimpleNamespace(**{"KIND": source.KIND, **bound})
-
-
-def shape_of(source: Any, path: Path, split: str) -> Shape:
-    """What rows the source gives: its KIND, or what its `shape` says of this input where that is None."""
-    return Shape(source.KIND) if source.KIND else source.shape(path, split)
+    found = dict(vars(source))
+    if names:
+        found |= {each: partial(found[each], names=names) for each in FUNCTIONS if each in found}
+    shape = Shape(source.KIND) if source.KIND else found["shape"](path, split)
+    return SimpleNamespace(**found | {"KIND": shape.kind, "SCORES": shape.scores, "LEFT_OUT": shape.left_out})
