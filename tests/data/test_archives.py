@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 import tracemalloc
+from random import Random
 
 import pytest
 from support.datasets import pair_sample, special, write_tar
@@ -221,3 +222,30 @@ def test_a_long_caption_from_right_to_left_comes_through(tmp_path):
         write_tar(tmp_path / "a.tar", [("0.png", b"x"), ("0.json", json.dumps({"prompt": prompt}).encode())])
     )
     assert found["prompt"] == prompt
+
+
+def with_right_sums(content: bytearray) -> bytes:
+    """The tar file with every header's checksum made right again, as an attacker would."""
+    for start in range(0, len(content) - 511, 512):
+        block = content[start : start + 512]
+        if block[257:262] == b"ustar":
+            content[start + 148 : start + 156] = b"%06o\0 " % (256 + sum(block[:148]) + sum(block[156:]))
+    return bytes(content)
+
+
+def test_whatever_is_changed_it_is_read_or_refused_and_counts_agree(tmp_path):
+    whole = write_tar(tmp_path / "a.tar", [*pair_sample(0), *pair_sample(1)]).read_bytes()
+    random, refused = Random(0), 0
+    for _ in range(300):
+        content = bytearray(whole)
+        for _ in range(3):
+            place = random.randrange(len(content))
+            content[place] ^= 1 << random.randrange(8)
+        if random.random() < 0.3:
+            del content[place : place + 512]
+        (tmp_path / "a.tar").write_bytes(with_right_sums(content))
+        try:
+            assert len(read(tmp_path / "a.tar")) == len(list(samples(tmp_path / "a.tar", lambda _: False)))
+        except UserError:
+            refused += 1
+    assert 0 < refused < 300
