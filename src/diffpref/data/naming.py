@@ -10,7 +10,7 @@ from diffpref.data.fields import Columns
 from diffpref.data.schema import Shape
 from diffpref.errors import UserError
 
-FUNCTIONS = ("count", "read", "shape")
+FUNCTIONS = ("count", "read", "read_from", "shape")
 
 
 def settled(name: str, source: Any, path: Path, split: str, names: Mapping[str, str]) -> Any:

@@ -5,6 +5,7 @@ once where a file tells their types and row by row where it does not, renamed co
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from diffpref.errors import UserError, nearest
 
 Names = Mapping[str, str]  # the file's column for a column that a source asks for, where the user renames it
 TARS = (".tar", ".tar.gz", ".tgz")
-Make = Callable[[Record, str], Row]
+Make = Callable[[Record, str], Row | Found]
 
 
 def count(path: Path, split: str, wanted: Columns, names: Names | None = None) -> int:
@@ -32,8 +33,8 @@ def count(path: Path, split: str, wanted: Columns, names: Names | None = None) -
 def read(path: Path, split: str, wanted: Columns, make: Make, names: Names | None = None) -> Iterator[Found | Dropped]:
     """Every row of the files of a split, made by `make` of its record and a name for it, or why it is left out.
 
-    The record has the wanted columns, typed; images are bytes, None where there is none. `make` raises BadRow.
-    Raises UserError as `count`.
+    The record has the wanted columns, typed; images are bytes, None where there is none. `make` raises BadRow, and
+    gives a Found where it has more to tell than the row; its place is filled in here. Raises UserError as `count`.
     """
     for file in files(path, split):
         check(file, wanted, names)
@@ -42,11 +43,12 @@ def read(path: Path, split: str, wanted: Columns, make: Make, names: Names | Non
             try:
                 if isinstance(record, BadRow):
                     raise record
-                row = make(record, record.pop(archives.KEY, None) or f"{_stem(name)}-{number}")
+                made = make(record, record.pop(archives.KEY, None) or f"{_stem(name)}-{number}")
             except BadRow as fault:
                 yield Dropped(name, number, fault.reason, fault.detail, fault.bad)
             else:
-                yield Found(name, number, row)
+                found = made if isinstance(made, Found) else Found(name, number, made)
+                yield replace(found, file=name, row=number)
 
 
 def check(file: Path, wanted: Columns, names: Names | None = None) -> None:

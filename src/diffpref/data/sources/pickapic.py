@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import pyarrow as pa
 
@@ -55,7 +54,7 @@ def count(path: Path, split: str, names: tables.Names | None = None) -> int:
 def read(path: Path, split: str, names: tables.Names | None = None) -> Iterator[Found | Dropped]:
     """Every row as a pair or with the reason why it is none. Raises UserError as `count`."""
     if names or not tables.is_parquet(path, split):
-        yield from tables.read(path, split, COLUMNS, _pair, names)
+        yield from tables.read(path, split, COLUMNS, _found, names)
         return
     for file in parquet.files_of_split(path, split):
         name = str(file.relative_to(path)) if path.is_dir() else file.name
@@ -89,12 +88,12 @@ def _read_row(file: str, number: int, row: dict) -> Found | Dropped:
     return Found(file, number, pair)
 
 
-def _pair(record: Record, name: str) -> PairRow:
+def _found(record: Record, name: str) -> Found:
     """The pair of a record of a table."""
     row = _read_row("record", 0, record)
     if isinstance(row, Dropped):
         raise BadRow(row.reason, row.detail, row.bad)
-    return replace(cast(PairRow, row.record), id=name)
+    return replace(row, record=replace(row.record, id=name))
 
 
 def _fault(row: dict) -> tuple[str, str] | None:
