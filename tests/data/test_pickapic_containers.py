@@ -85,6 +85,14 @@ def test_a_long_array_is_read_in_pieces(tmp_path, monkeypatch):
     assert [row.record.prompt for row in pickapic.read(tmp_path / "in", "train")] == [row["caption"] for row in rows]
 
 
+def test_elements_of_an_array_are_not_cut_where_the_pieces_are(tmp_path, monkeypatch):
+    monkeypatch.setattr("diffpref.data.listings.CHUNK", 3)
+    (row,) = listed(tmp_path / "in", ROWS[:1])
+    (tmp_path / "in" / "a.json").write_text(f"[123456, {json.dumps(row)}, 1.5e3]")
+    found = list(pickapic.read(tmp_path / "in", "train"))
+    assert [getattr(each, "reason", each.row) for each in found] == ["not_json", 1, "not_json"]
+
+
 @pytest.mark.parametrize("content", ["", "{}", '[{"caption": 1}', '[{"caption": "a"} {', "[1, 2", '[{"a": ]'])
 def test_an_array_that_breaks_off_is_refused(tmp_path, content):
     (tmp_path / "a.json").write_text(content)

@@ -99,6 +99,13 @@ def test_columns_may_have_other_names(tmp_path):
     assert '"columns": "chosen=better prompt=simplified"' in (tmp_path / "out" / "dataset.json").read_text()
 
 
+def test_a_column_that_stands_in_for_another_no_longer_stands_for_itself(tmp_path):
+    file = write_trl(tmp_path / "a.parquet", pairs(1), label=["a text"], chosen_prompt=["of it"])
+    turned = {"prompt": "label", "chosen": "rejected", "rejected": "chosen"}
+    (row,) = imported(file, tmp_path / "turned", columns=turned)
+    assert (row.chosen, row.rejected) == (jpeg(1), jpeg(0))
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [

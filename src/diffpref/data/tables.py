@@ -90,7 +90,9 @@ def rows_of(file: Path) -> int:
 
 def records(file: Path, wanted: Columns, names: Names | None = None) -> Iterator[Record | BadRow]:
     """The rows of a file as records of the wanted columns that it has, or what is wrong with them."""
-    source = {name: (names or {}).get(name, name) for name in wanted.all}
+    names = names or {}
+    taken = set(names.values())  # what stands in for another column no longer stands for itself
+    source = {name: names.get(name, name) for name in wanted.all if name in names or name not in taken}
     for found in _records(file, source, wanted):
         if isinstance(found, BadRow):
             yield found
@@ -116,7 +118,7 @@ def _records(file: Path, source: Names, wanted: Columns) -> Iterator[Record | Ba
     else:
         with parquet.opened(file) as opened:
             present = [column for column in dict.fromkeys(source.values()) if column in opened.schema_arrow.names]
-        images = {source[name] for name, what in wanted.all.items() if what == "image"}
+        images = {source[name] for name, what in wanted.all.items() if what == "image" and name in source}
         for record in parquet.rows(file, present):
             yield {name: parquet.image_bytes(cell) if name in images else cell for name, cell in record.items()}
 
