@@ -246,7 +246,7 @@ def test_wrong_columns_leave_nothing(source, output, capsys, options):
 def test_missing_input_empty_folder_and_broken_file(tmp_path, output, capsys):
     assert refused(capsys, tmp_path / "absent", output) == f"{tmp_path / 'absent'} does not exist"
     (tmp_path / "empty").mkdir()
-    assert refused(capsys, tmp_path / "empty", output) == f"{tmp_path / 'empty'} holds no parquet files"
+    assert refused(capsys, tmp_path / "empty", output) == f"{tmp_path / 'empty'} holds no parquet, tar or JSON files"
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and then nothing")
     assert "broken.parquet is not a readable parquet file: " in refused(capsys, tmp_path / "broken.parquet", output)
     assert_nothing_at(output)

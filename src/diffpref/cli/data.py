@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "import": (_elsewhere("data_import", "main"), "a published dataset -> the normal form"),
     "check": (run_check, "validate a dataset in the normal form"),
     "cache": (_elsewhere("data_cache", "main"), "encode images and prompts once, for training"),
+    "export": (_elsewhere("data_export", "main"), "a dataset in the form of another tool"),
     "caption": (_elsewhere("data_make", "run_caption"), "a caption for every image"),
     "label": (_elsewhere("data_make", "run_label"), "a scorer's scores for every image"),
     "select": (_elsewhere("data_make", "run_select"), "only the images with the highest scores"),

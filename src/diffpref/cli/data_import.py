@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from diffpref.cli.parsing import parse
+from diffpref.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class ImportArguments:
     """Import a published dataset into the normal form. Killed, the same command goes on where it was."""
 
     source: Annotated[Positional[str], arg(metavar="SOURCE")]
-    """The dataset's kind: pickapic, hpdv2, hpdv2-benchmark, hpdv3, imagereward, or dro (expert images)."""
+    """The dataset's kind: pickapic, pick-double-caption, hpdv2, hpdv2-benchmark, hpdv3, imagereward, rapidata, trl,
+    diffengine, dro, folder or webdataset."""
     input: Annotated[Positional[str], arg(metavar="INPUT")]
     """Its file, the folder of its files, or a dataset id of the hub (owner/name or owner/name/folder)."""
     output: Annotated[Positional[Path], arg(metavar="OUTPUT")]
@@ -48,6 +50,8 @@ class ImportArguments:
     """Stop when more than this share of the rows is bad."""
     shard_rows: int = 10_000
     """Rows of the source after which a shard ends at the latest; what a killed import has to read again."""
+    columns: tuple[str, ...] = ()
+    """Columns that have another name in the input, each as NAME=COLUMN: NAME is the one that the source asks for."""
     overwrite: bool = False
     """Replace the output where it is a dataset that diffpref wrote."""
     json: bool = False
@@ -64,6 +68,7 @@ def main(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of broken metadata beside good pixels
     named = {name: value for name, value in vars(given).items() if name not in ("source", "input", "output", "json")}
     named["splits"] = read_shares(given.splits) if given.splits is not None else {}
+    named["columns"] = _named_columns(given.columns)
     options = ImportOptions(**named)
     summary = import_source(given.source, given.input, given.output, options)
     if given.json:
@@ -74,3 +79,15 @@ def main(arguments: list[str]) -> None:
         print(f"  split {count:>10}  {split}")
     for reason, count in summary.dropped.items():
         print(f"  dropped {count:>8}  {reason}")
+
+
+def _named_columns(given: tuple[str, ...]) -> dict[str, str]:
+    columns: dict[str, str] = {}
+    for each in given:
+        name, sign, column = each.partition("=")
+        if not (name and sign and column):
+            raise UserError(f"--columns: {each!r} is not NAME=COLUMN")
+        if name in columns:
+            raise UserError(f"--columns: {name} is named twice")
+        columns[name] = column
+    return columns

@@ -1,6 +1,7 @@
 """How to import: the options, what they may be together, and the rules of the published training scripts."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,7 +22,8 @@ class ImportOptions:
 
     ties: None for what `rules` say, and "keep" without rules. splits: the share of each split by name; empty for the
     one split `split`. shard_rows: rows of the source after which shards end at the latest, and a killed import has
-    lost nothing of what came before.
+    lost nothing of what came before. columns: the input's columns for columns that the source asks for, where they
+    have another name.
     """
 
     split: str = "train"
@@ -38,6 +40,7 @@ class ImportOptions:
     min_margin: float = 0.0
     revision: str | None = None
     shard_rows: int = 10_000
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def what_of_ties(self) -> Ties:
@@ -77,6 +80,8 @@ class ImportOptions:
         for name in ("rules", "generator", "min_agreement", "min_side", "dedup", "pairing", "min_margin"):
             if value := getattr(self, name):
                 given[name] = value
+        if self.columns:
+            given["columns"] = " ".join(f"{name}={column}" for name, column in self.columns.items())
         if self.shard_rows != ImportOptions.shard_rows:
             given["shard_rows"] = self.shard_rows
         return given

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 from diffpref import __version__
 from diffpref.data import sources
 from diffpref.data.import_options import ImportOptions
 from diffpref.data.inputs import Input, find_input
 from diffpref.data.judging import Examined, Item, Seen, examine, without_tie
+from diffpref.data.naming import settled
 from diffpref.data.resuming import Partial, resumable_folder
 from diffpref.data.schema import FORMATS, DatasetSummary, Dropped, Found, Kind
 from diffpref.data.splitting import split_of_prompt
@@ -33,7 +34,7 @@ from diffpref.progress import Bar
 class Source(Protocol):
     """What a module in `data/sources` offers; the package's docstring tells what it may offer besides."""
 
-    KIND: Literal["pairs", "images", "groups"]
+    KIND: Literal["pairs", "images", "groups"]  # once it is settled
 
     def count(self, path: Path, split: str) -> int: ...
     def read(self, path: Path, split: str) -> Iterator[Item]: ...
@@ -56,11 +57,15 @@ def import_source(source: str, input: Path | str, output: Path, options: ImportO
     """
     options = options or ImportOptions()
     options.check()
-    reader = find_source(source)
-    _refuse_unused(source, reader, options)
-    given = find_input(str(input), options.split, getattr(reader, "SHARDS", None), options.revision)
+    module = find_source(source)
+    given = find_input(str(input), options.split, getattr(module, "SHARDS", ()), options.revision)
     if given.path and given.path.resolve().is_relative_to(output.resolve()):
         raise UserError(f"the output {output} would replace the input {input}: choose another folder")
+    path = given.path or (Path() if module.KIND else given.parts[0]())  # of a dataset id, its first file tells
+    reader = cast(Source, settled(source, module, path, options.split, options.columns))
+    _refuse_unused(source, reader, options)
+    if left_out := getattr(reader, "LEFT_OUT", ()):
+        print(f"diffpref: warning: columns that are left out: {', '.join(left_out)}", file=sys.stderr)
     with resumable_folder(output, _key(source, given, options), options.overwrite) as folder:
         summary = _Import(source, reader, given, options, folder).run()
         summary.write(folder.data)
@@ -70,13 +75,13 @@ def import_source(source: str, input: Path | str, output: Path, options: ImportO
     return summary
 
 
-def find_source(name: str) -> Source:
+def find_source(name: str) -> Any:
     """The source module of that name. Raises UserError with the nearest name where there is none."""
     known = {module.name.replace("_", "-"): module.name for module in pkgutil.iter_modules(sources.__path__)}
     name = name.replace("_", "-")
     if name not in known:
         raise UserError(f"unknown source {name!r}: {nearest(name, known)}")
-    return cast(Source, importlib.import_module(f"diffpref.data.sources.{known[name]}"))
+    return importlib.import_module(f"diffpref.data.sources.{known[name]}")
 
 
 class _Import:

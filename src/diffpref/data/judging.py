@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from diffpref.data import images
 from diffpref.data.groups import as_images, pairs_from
 from diffpref.data.import_options import ImportOptions, Ties
-from diffpref.data.schema import SIDES, Dropped, Found, Group, ImageRow, PairRow, Row
+from diffpref.data.schema import SIDES, Dropped, Found, Group, ImageRow, PairRow, Row, exchanged
 
 Item = Found | Dropped | Group
 
@@ -138,7 +138,12 @@ def without_tie(row: Found, ties: Ties) -> Found | Dropped:
     if ties == "random":
         return replace(row, record=broken_tie(row.record))
     if ties == "first":
-        return replace(row, record=_exchanged(row.record) if row.turned else replace(row.record, label=1.0))
+        return replace(
+            row,
+            record=replace(exchanged(row.record), label=1.0)
+            if row.turned and isinstance(row.record, PairRow)
+            else replace(row.record, label=1.0),
+        )
     return row
 
 
@@ -146,20 +151,4 @@ def broken_tie(row: Row) -> Row:
     """The tie decided by a coin that its id fixes: a pair's images stand or change places, an image is liked or not."""
     if hashlib.sha256(row.id.encode()).digest()[0] % 2 == 0:
         return replace(row, label=1.0)
-    return _exchanged(row) if isinstance(row, PairRow) else replace(row, label=0.0)
-
-
-def _exchanged(row: Row) -> Row:
-    assert isinstance(row, PairRow)
-    return replace(
-        row,
-        label=1.0,
-        chosen=row.rejected,
-        rejected=row.chosen,
-        chosen_prompt=row.rejected_prompt,
-        rejected_prompt=row.chosen_prompt,
-        chosen_id=row.rejected_id,
-        rejected_id=row.chosen_id,
-        chosen_model=row.rejected_model,
-        rejected_model=row.chosen_model,
-    )
+    return replace(exchanged(row), label=1.0) if isinstance(row, PairRow) else replace(row, label=0.0)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,9 +72,10 @@ def is_score(kind: Kind, column: str) -> bool:
     return any(column.startswith(score_column(side, "")) for side in SIDES[kind])
 
 
-def schema(kind: Kind, scores: Sequence[str] = ()) -> pa.Schema:
-    """The columns that we write, with columns of scores at the end."""
+def schema(kind: Kind, scores: Sequence[str] = (), only: Sequence[str] | None = None) -> pa.Schema:
+    """The columns that we write, with columns of scores at the end; with `only` these alone, in that order."""
     columns = COLUMNS[kind] | dict.fromkeys(scores, _NUMBER)
+    columns = columns if only is None else {name: columns[name] for name in only}
     features = {"info": {"features": {name: _feature(each) for name, each in columns.items()}}}
     # the "huggingface" entry is what makes `datasets.load_dataset` give images instead of structs
     return pa.schema(list(columns.items()), metadata={"huggingface": json.dumps(features)})
@@ -134,6 +135,21 @@ Row = PairRow | ImageRow
 ROWS: dict[Kind, type[PairRow] | type[ImageRow]] = {"pairs": PairRow, "images": ImageRow}
 
 
+def exchanged(pair: PairRow) -> PairRow:
+    """The same comparison with its two images in the other order, and all that belongs to them."""
+    turned = {name: getattr(pair, other_side(name)) for name in COLUMNS["pairs"] if name != "label"}
+    scores = {other_side(name): score for name, score in pair.scores.items()}
+    return replace(pair, **turned, label=1 - pair.label, scores=scores)
+
+
+def other_side(column: str) -> str:
+    """The column that says of a pair's other image what this one says; itself where it is of both."""
+    for side, other in (("chosen", "rejected"), ("rejected", "chosen")):
+        if column.startswith(side):
+            return other + column.removeprefix(side)
+    return column
+
+
 def as_record(row: Row) -> dict[str, Any]:
     """A row as a dict by column."""
     plain = {each.name: getattr(row, each.name) for each in fields(row) if each.name != "scores"}
@@ -142,6 +158,15 @@ def as_record(row: Row) -> dict[str, Any]:
 
 def _cell(value: Any) -> Any:
     return {"bytes": value, "path": None} if isinstance(value, bytes) else value
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the rows of some files are: their kind, their columns of scores, and the columns that nobody reads."""
+
+    kind: Kind
+    scores: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ _REPEATED = ("_model", "source", "group_id", "annotator_id")  # ends of columns 
 class ShardWriter:
     """Write rows to `<split>-00000.parquet`, `<split>-00001.parquet`, ... Use it as a context manager.
 
-    scores: the columns of scores that the rows may have. first: the number of the first shard.
+    scores: the columns of scores that the rows may have. only: the columns to write, where not all.
+    first: the number of the first shard.
     """
 
     def __init__(
@@ -36,12 +37,13 @@ class ShardWriter:
         shard_bytes: int = SHARD_BYTES,
         kind: Kind = "pairs",
         scores: Sequence[str] = (),
+        only: Sequence[str] | None = None,
         first: int = 0,
     ) -> None:
         self._folder, self._split = folder, split
         self._group_rows, self._shard_bytes = group_rows, shard_bytes
         self._kind: Kind = kind
-        self._schema = schema(kind, scores)
+        self._schema = schema(kind, scores, only)
         self._rows: list[Row] = []
         self._buffered = self._written = 0
         self._shards = first
