@@ -115,6 +115,14 @@ def test_a_source_of_many_files_fetches_the_whole(hub, tmp_path):
     assert hub.fetched == [None]
 
 
+def test_files_of_another_ending_only_where_there_are_none_of_the_first(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(pickapic, "SHARDS", (".tar", ".parquet"))
+    assert import_source("pickapic", "somebody/pairs", tmp_path / "out").read == 60
+    monkeypatch.setattr(pickapic, "SHARDS", (".tar", ".json"))
+    with pytest.raises(UserError, match=r"holds no \.tar or \.json files"):
+        import_source("pickapic", "somebody/pairs", tmp_path / "other")
+
+
 def test_several_folders_need_a_choice(hub, tmp_path):
     write_pickapic(hub.folder / "more" / "train-00000-of-00001.parquet", [pickapic_row(0)])
     with pytest.raises(UserError, match="has its split 'train' in data, more: name one, as in somebody/pairs/data"):

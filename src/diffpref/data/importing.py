@@ -58,7 +58,7 @@ def import_source(source: str, input: Path | str, output: Path, options: ImportO
     options.check()
     reader = find_source(source)
     _refuse_unused(source, reader, options)
-    given = find_input(str(input), options.split, getattr(reader, "SHARDS", None), options.revision)
+    given = find_input(str(input), options.split, getattr(reader, "SHARDS", ()), options.revision)
     if given.path and given.path.resolve().is_relative_to(output.resolve()):
         raise UserError(f"the output {output} would replace the input {input}: choose another folder")
     with resumable_folder(output, _key(source, given, options), options.overwrite) as folder:

@@ -31,11 +31,11 @@ class Input:
     path: Path | None = None  # of a local input
 
 
-def find_input(name: str, split: str, shards: str | None, revision: str | None = None) -> Input:
+def find_input(name: str, split: str, shards: tuple[str, ...], revision: str | None = None) -> Input:
     """A local file or folder, or else a dataset id `owner/name`, with a folder in it as `owner/name/folder`.
 
-    shards: the ending of files each of which its source can read alone; they are fetched when their turn comes. Of
-    other sources everything is fetched before. Raises UserError where there is neither.
+    shards: endings of files each of which its source can read alone, the preferred one first; the files are fetched
+    when their turn comes. Of other sources everything is fetched before. Raises UserError where there is neither.
     """
     path = Path(name)
     if path.exists():
@@ -50,7 +50,7 @@ def find_input(name: str, split: str, shards: str | None, revision: str | None =
         files = [file for file in files if file.startswith(f"{named[2].rstrip('/')}/")]
         if not files:
             raise UserError(f"dataset {named[1]} has no folder {named[2]!r}")
-    if shards is None:
+    if not shards:
         parts = (partial(_fetch_all, named[1], commit, named[2]),)
     else:
         parts = tuple(partial(_fetch, named[1], commit, file) for file in _of_split(name, files, split, shards))
@@ -98,14 +98,15 @@ def _listing(dataset: str, revision: str | None, name: str) -> tuple[str, list[s
     return str(info.sha), sorted(file.rfilename for file in info.siblings or ())
 
 
-def _of_split(name: str, files: list[str], split: str, shards: str) -> list[str]:
+def _of_split(name: str, files: list[str], split: str, shards: tuple[str, ...]) -> list[str]:
     """The files to import, chosen as those of a local folder are."""
+    ending = next((each for each in shards if any(file.endswith(each) for file in files)), None)
+    if ending is None:
+        raise UserError(f"dataset {name} holds no {' or '.join(shards)} files")
     splits: dict[str, list[str]] = {}
     for file in files:
-        if file.endswith(shards):
+        if file.endswith(ending):
             splits.setdefault(parquet.split_of(Path(file)), []).append(file)
-    if not splits:
-        raise UserError(f"dataset {name} holds no {shards.removeprefix('.')} files")
     if len(splits) > 1 and split not in splits:
         raise UserError(f"dataset {name} holds the splits {', '.join(sorted(splits))}: choose one of them with --split")
     chosen = splits[split] if split in splits else next(iter(splits.values()))

@@ -17,7 +17,7 @@ from diffpref.data.schema import Dropped, Found, Kind, PairRow
 from diffpref.errors import UserError, nearest
 
 KIND: Kind = "pairs"
-SHARDS = ".parquet"
+SHARDS = (".parquet",)
 REQUIRED = ("caption", "jpg_0", "jpg_1", "label_0")
 OPTIONAL = ("label_1", "has_label", "image_0_uid", "image_1_uid", "model_0", "model_1", "ranking_id", "user_id")
 CAPTIONS = ("caption_0", "caption_1")  # of each image, as DCPO's script asks for them; where there are any
