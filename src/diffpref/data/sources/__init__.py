@@ -10,7 +10,7 @@ several.
 Three things more where they can be had:
 - `read_from(path, split, start)`: as `read`, but from row `start` on, for an import that was killed. Without it the
   rows before are read again and thrown away.
-- `SHARDS`: endings of files each of which `read` takes alone, such as (".parquet",), the preferred one first. Those of a
-  dataset on the hub are then fetched one by one; without it the whole is fetched first.
+- `SHARDS`: endings of files each of which `read` takes alone, such as (".parquet",), the preferred one first. Those of
+  a dataset on the hub are then fetched one by one; without it the whole is fetched first.
 - `SCORES`: the columns of scores that its rows have.
 """
