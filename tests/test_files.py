@@ -1,11 +1,11 @@
-"""A result is written whole or not at all."""
+"""A result is written whole or not at all; names from strangers stay in their folder."""
 
 from pathlib import Path
 
 import pytest
 
 from diffpref.errors import UserError
-from diffpref.files import write_whole
+from diffpref.files import stays_inside, write_whole
 
 
 def test_a_file_is_written_into_a_new_folder(tmp_path: Path):
@@ -33,3 +33,13 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path):
     (tmp_path / "a").write_bytes(b"")
     with pytest.raises(UserError, match="cannot write"):
         write_whole(tmp_path / "a" / "b.txt", b"new")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a/b.png", "./a.png", "..a/b..png", "a b.png", "שלום.png", "a:b.png"])
+def test_names_that_stay_inside(name):
+    assert stays_inside(name)
+
+
+@pytest.mark.parametrize("name", ["/a.png", "../a.png", "a/../../b.png", "a/..", "..", "a\\b.png", "a\0.png", "//a"])
+def test_names_that_reach_out(name):
+    assert not stays_inside(name)

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from diffpref.errors import UserError
 
@@ -11,6 +11,12 @@ def sha256(path: Path) -> str:
     """The SHA-256 sum of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stays_inside(name: str) -> bool:
+    """Whether a file name from a list or an archive, with `/` between folders, stays inside its folder."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and "\\" not in name and "\0" not in name
 
 
 def flush(path: Path) -> None:

@@ -5,7 +5,8 @@ from support.datasets import jpeg, truncated_jpeg
 
 from diffpref.__main__ import main
 from diffpref.data.dataset import PreferenceDataset
-from diffpref.data.importing import ImportOptions, broken_tie, import_source
+from diffpref.data.importing import ImportOptions, import_source
+from diffpref.data.judging import broken_tie
 from diffpref.data.schema import ImageRow
 from diffpref.errors import UserError
 

@@ -1,5 +1,6 @@
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -10,8 +11,11 @@ from support.datasets import bomb, encoded, jpeg, noise, pickapic_row, pickapic_
 from diffpref import __version__
 from diffpref.__main__ import main
 from diffpref.data import images, writing
-from diffpref.data.importing import ImportOptions, broken_tie, find_source, import_source
+from diffpref.data.import_options import ImportOptions
+from diffpref.data.importing import find_source, import_source
+from diffpref.data.judging import broken_tie
 from diffpref.data.schema import PairRow
+from diffpref.data.sources import pickapic
 from diffpref.data.writing import ShardWriter
 from diffpref.errors import UserError
 
@@ -148,7 +152,7 @@ def test_rows_never_judged_do_not_dilute_the_bad_share(source, output):
 
 
 def test_no_more_bad_rows_than_a_limit_are_named(source, output, monkeypatch):
-    monkeypatch.setattr("diffpref.data.importing.NAMED_ROWS", 20)
+    monkeypatch.setattr("diffpref.data.tally.NAMED_ROWS", 20)
     summary = import_source(
         "pickapic", source(pickapic_rows(30, null_caption=25)), output, ImportOptions(max_bad_share=1)
     )
@@ -242,10 +246,31 @@ def test_wrong_columns_leave_nothing(source, output, capsys, options):
 def test_missing_input_empty_folder_and_broken_file(tmp_path, output, capsys):
     assert refused(capsys, tmp_path / "absent", output) == f"{tmp_path / 'absent'} does not exist"
     (tmp_path / "empty").mkdir()
-    assert refused(capsys, tmp_path / "empty", output) == f"{tmp_path / 'empty'} holds no parquet files"
+    assert refused(capsys, tmp_path / "empty", output) == f"{tmp_path / 'empty'} holds no parquet, tar or JSON files"
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and then nothing")
     assert "broken.parquet is not a readable parquet file: " in refused(capsys, tmp_path / "broken.parquet", output)
     assert_nothing_at(output)
+
+
+def test_a_file_cut_in_half_among_whole_ones(source, output, capsys):
+    file = source(pickapic_rows(40))
+    half = file.with_name("pairs2.parquet")
+    half.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert "pairs2.parquet is not a readable parquet file: " in refused(capsys, file.parent, output)
+    assert_nothing_at(output)
+
+
+def test_scores_of_a_source_are_written(source, output, monkeypatch):
+    reading, column = pickapic.read_from, "chosen_score_hps"
+
+    def scored(*given):
+        for found in reading(*given):
+            yield replace(found, record=replace(found.record, scores={column: 0.5}))
+
+    monkeypatch.setattr(pickapic, "read_from", scored)
+    monkeypatch.setattr(pickapic, "SCORES", (column,), raising=False)
+    import_source("pickapic", source(pickapic_rows(2)), output)
+    assert [row[column] for row in written(output)] == [0.5, 0.5]
 
 
 def test_a_file_that_breaks_in_the_middle(source, output, capsys):
@@ -321,12 +346,13 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(source, output, capsys, monk
 
 
 def test_interruption_leaves_nothing(source, output, monkeypatch, capsys):
-    calls = []
+    calls, decode = [], images.decode
 
     def interrupt(data):
         calls.append(data)
         if len(calls) == 100:
             raise KeyboardInterrupt
+        return decode(data)
 
     monkeypatch.setattr(images, "decode", interrupt)
     monkeypatch.setattr(writing, "GROUP_ROWS", 4)

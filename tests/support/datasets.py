@@ -1,10 +1,12 @@
 """Makers of small images in memory, of Pick-a-Pic files and datasets on disk, and of datasets without files."""
 
 import io
+import json
 import struct
+import tarfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -187,3 +189,35 @@ def write_rows(folder: Path, rows: list[Row], split: str = "train") -> Path:
     )
     summary.write(folder)
     return folder
+
+
+def write_tar(file: Path, members: list[tuple[str, bytes] | tarfile.TarInfo], mode: str = "w") -> Path:
+    """Write a tar file of (name, content), or of a TarInfo for a member that is not a plain file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, cast(Any, mode), format=tarfile.PAX_FORMAT) as tar:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                tar.addfile(member)
+                continue
+            info = tarfile.TarInfo(member[0])
+            info.size = len(member[1])
+            tar.addfile(info, io.BytesIO(member[1]))
+    return file
+
+
+def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    """A link, a device or the like, for `write_tar`."""
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def pair_sample(number: int, **described: Any) -> list[tuple[str, bytes]]:
+    """The members of a good pair of a WebDataset; the same number gives the same pair."""
+    key = f"{number:04d}"
+    columns = {"prompt": f"prompt {number}"} | described
+    return [
+        (f"{key}.chosen.jpg", jpeg(2 * number)),
+        (f"{key}.rejected.jpg", jpeg(2 * number + 1)),
+        (f"{key}.json", json.dumps(columns).encode()),
+    ]

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from diffpref.data import parquet
 from diffpref.data.columns import kind_of, numbers, read_light, type_of
-from diffpref.data.schema import DATASET_FILE, ROWS, SIDES, Kind, Row, Side, is_score, read_dataset_file
+from diffpref.data.schema import DATASET_FILE, ROWS, SIDES, Kind, Row, Side, is_score, read_dataset_file, rows_told
 from diffpref.errors import UserError, nearest
 
 CACHED_GROUPS = 4  # row groups of one side that random access keeps
@@ -79,8 +79,8 @@ class PreferenceDataset:
             raise UserError(f"{kinds[kind]} holds {kind}, but {kinds[others[0]]} of the same split {others[0]}")
         if not first:
             raise UserError(f"{path} is empty: split {split!r} holds no {kind}")
-        if described and described.get("split") == split and described.get("kept") != first:
-            raise UserError(f"{path} holds {first} {kind}, but its {DATASET_FILE} tells {described.get('kept')}")
+        if (told := rows_told(described, split)) not in (None, first):
+            raise UserError(f"{path} holds {first} {kind}, but its {DATASET_FILE} tells {told}")
         light = pa.concat_tables(tables, promote_options="default")
         texts = {name: light[name].to_pylist() for name in light.column_names if light[name].type == pa.string()}
         values = {name: numbers(light[name]) for name in light.column_names if name not in texts}

@@ -38,6 +38,14 @@ DECODERS: dict[bytes, Callable[[io.BytesIO], ImageFile]] = {  # by the first byt
     b"MM\x00*": TiffImageFile,
 }
 FORMATS = "JPEG, PNG, WEBP, GIF, BMP or TIFF"
+SUFFIXES: dict[Callable[[io.BytesIO], ImageFile], str] = {
+    JpegImageFile: "jpg",
+    PngImageFile: "png",
+    WebPImageFile: "webp",
+    GifImageFile: "gif",
+    BmpImageFile: "bmp",
+    TiffImageFile: "tiff",
+}
 
 
 class BadImage(Exception):  # noqa: N818 - it describes the image, as UserError describes the user
@@ -73,6 +81,11 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         message = str(error) or type(error).__name__
         reason = "truncated" if isinstance(error, EOFError) or "truncated" in message.lower() else "corrupt"
         raise BadImage(reason, message) from error
+
+
+def suffix(data: bytes) -> str:
+    """The usual ending of a file with these bytes. Raises BadImage where they are no image of a known format."""
+    return SUFFIXES[_decoder(data)]
 
 
 def _decoder(data: bytes) -> Callable[[io.BytesIO], ImageFile]:

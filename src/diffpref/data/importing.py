@@ -2,191 +2,250 @@
 
 import hashlib
 import importlib
+import itertools
+import json
 import pkgutil
-import re
 import sys
-from collections import Counter
+from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
-from diffpref.data import images, sources
-from diffpref.data.schema import FORMATS, NAMED_ROWS, SIDES, DatasetSummary, Dropped, Found, Kind, PairRow, Row
+from diffpref import __version__
+from diffpref.data import sources
+from diffpref.data.import_options import ImportOptions
+from diffpref.data.inputs import Input, find_input
+from diffpref.data.judging import Examined, Item, Seen, examine, without_tie
+from diffpref.data.naming import settled
+from diffpref.data.resuming import Partial, resumable_folder
+from diffpref.data.schema import FORMATS, DatasetSummary, Dropped, Found, Kind
+from diffpref.data.splitting import split_of_prompt
+from diffpref.data.tally import Tally
 from diffpref.data.threads import map_in_order
-from diffpref.data.writing import ShardWriter, new_folder
+from diffpref.data.writing import SplitsWriter
 from diffpref.errors import UserError, nearest
+from diffpref.files import flush
 from diffpref.progress import Bar
-
-Ties = Literal["keep", "drop", "random"]
 
 
 @runtime_checkable
 class Source(Protocol):
-    """What a module in `data/sources` offers."""
+    """What a module in `data/sources` offers; the package's docstring tells what it may offer besides."""
 
-    KIND: Kind
+    KIND: Literal["pairs", "images", "groups"]  # once it is settled
 
     def count(self, path: Path, split: str) -> int: ...
-    def read(self, path: Path, split: str) -> Iterator[Found | Dropped]: ...
+    def read(self, path: Path, split: str) -> Iterator[Item]: ...
 
 
 @dataclass(frozen=True)
-class ImportOptions:
-    """How to import: the split, what becomes of ties, and the share of bad rows above which to stop."""
+class Place:
+    """A place in the source: so many items of this part have been read, and all parts before it."""
 
-    split: str = "train"
-    ties: Ties = "keep"
-    max_bad_share: float = 0.05
-    overwrite: bool = False
+    part: int = 0
+    items: int = 0
 
 
-def import_source(source: str, input: Path, output: Path, options: ImportOptions | None = None) -> DatasetSummary:
-    """Write the pairs or single images of a published dataset at `input` to the folder `output` in the normal form.
+def import_source(source: str, input: Path | str, output: Path, options: ImportOptions | None = None) -> DatasetSummary:
+    """Write a published dataset to the folder `output` in the normal form: of a local path, or a dataset id of the hub.
 
-    Raises UserError, and leaves nothing at `output`, where the source, the input or the output will not do, where more
-    than `max_bad_share` of the judged rows are bad, or where no row is left.
+    Killed and called again with the same arguments, it goes on after the last finished shards, and the output is that
+    of one undisturbed call. Raises UserError, and leaves nothing at `output`, where the source, the input, the options
+    or the output will not do, where more than `max_bad_share` of the judged rows are bad, or where no row is left.
     """
     options = options or ImportOptions()
-    _check_options(options)
-    reader = find_source(source)
-    if input.resolve().is_relative_to(output.resolve()):
+    options.check()
+    module = find_source(source)
+    given = find_input(str(input), options.split, getattr(module, "SHARDS", ()), options.revision)
+    if given.path and given.path.resolve().is_relative_to(output.resolve()):
         raise UserError(f"the output {output} would replace the input {input}: choose another folder")
-    with new_folder(output, options.overwrite) as folder:
-        total = reader.count(input, options.split)
-        if not total:
-            raise UserError(f"{input} is empty: it holds no rows")
-        tally = Tally(total, options.max_bad_share)
-        rows = map_in_order(_with_images_checked, reader.read(input, options.split))
-        kind = reader.KIND
-        with ShardWriter(folder, options.split, kind=kind) as shards, Bar(f"import {source}", total, kind) as bar:
-            for row in rows:
-                if record := tally.count(row, options.ties):
-                    shards.write(record)
-                bar.advance()
-        tally.finish(input, kind)
-        summary = DatasetSummary(
-            source=source,
-            input=str(input),
-            split=options.split,
-            options={"ties": options.ties, "max_bad_share": options.max_bad_share},
+    path = given.path or (Path() if module.KIND else given.parts[0]())  # of a dataset id, its first file tells
+    reader = cast(Source, settled(source, module, path, options.split, options.columns))
+    _refuse_unused(source, reader, options)
+    if left_out := getattr(reader, "LEFT_OUT", ()):
+        print(f"diffpref: warning: columns that are left out: {', '.join(left_out)}", file=sys.stderr)
+    with resumable_folder(output, _key(source, given, options), options.overwrite) as folder:
+        summary = _Import(source, reader, given, options, folder).run()
+        summary.write(folder.data)
+    if summary.options["ties"] == "keep" and summary.ties == summary.kept:
+        every = f"every {summary.format.split('-')[1].removesuffix('s')} in {output}"
+        print(f"diffpref: warning: {every} is a tie; there is no preference to train on", file=sys.stderr)
+    return summary
+
+
+def find_source(name: str) -> Any:
+    """The source module of that name. Raises UserError with the nearest name where there is none."""
+    known = {module.name.replace("_", "-"): module.name for module in pkgutil.iter_modules(sources.__path__)}
+    name = name.replace("_", "-")
+    if name not in known:
+        raise UserError(f"unknown source {name!r}: {nearest(name, known)}")
+    return importlib.import_module(f"diffpref.data.sources.{known[name]}")
+
+
+class _Import:
+    """One import on its way: what was read, kept and written so far."""
+
+    def __init__(self, source: str, reader: Source, given: Input, options: ImportOptions, folder: Partial) -> None:
+        self.source, self.reader, self.given, self.options, self.folder = source, reader, given, options, folder
+        single = reader.KIND == "images" or options.rules == "dro"
+        self.kind: Kind = "images" if single else "pairs"
+        self.scores: tuple[str, ...] = tuple(getattr(reader, "SCORES", ()))
+        journal = folder.journal if folder.journal and _finished(folder.journal["shards"], folder.data) else None
+        self.place = Place(**journal["place"]) if journal else Place()
+        self.tally = Tally.of_record(journal["tally"]) if journal else Tally(options.max_bad_share)
+        self.shards = journal["shards"] if journal else dict.fromkeys(options.splits or [options.split], 0)
+        self.seen = _seen(folder, journal["seen"] if journal else 0)
+        self.saved = len(self.seen.entries)
+
+    def run(self) -> DatasetSummary:
+        """Read what is left to read. Raises UserError as `import_source`."""
+        _remove_unfinished(self.folder.data, self.shards)
+        name, options = self.given.name, self.options
+        done, total, unit = self.place.part, len(self.given.parts), "shards"
+        if self.given.path:
+            done, total, unit = self.place.items, self.reader.count(self.given.path, options.split), self.reader.KIND
+            if not total:
+                raise UserError(f"{name} is empty: it holds no rows")
+            if self.reader.KIND != "groups" and options.rules != "dro":  # where each item is one row
+                self.tally.total = total
+        look = partial(_look, options=options)
+        with (
+            SplitsWriter(self.folder.data, self.kind, self.shards, options.shard_rows, self.scores) as writer,
+            Bar(f"import {self.source}", total, unit, done=done) as bar,
+        ):
+            for place, rows in map_in_order(look, self._items()):
+                for row in rows:
+                    self._take(row, writer)
+                bar.advance(place.part - self.place.part if unit == "shards" else 1)
+                self.place = place
+                if writer.advance():
+                    self._commit(writer)
+            self._commit(writer)
+            if unit == "shards":
+                bar.advance(total - self.place.part)
+        self._refuse_unknown_generator()
+        self.tally.finish(name, self.kind.removesuffix("s"))
+        return self._summary()
+
+    def _items(self) -> Iterator[tuple[Place, Item]]:
+        """What is left of the source, each item with the place after it."""
+        begin = self.place
+        for part in range(begin.part, len(self.given.parts)):
+            start = begin.items if part == begin.part else 0
+            path = self.given.parts[part]()
+            if not self.given.path:
+                self.reader.count(path, self.options.split)  # it refuses at once what cannot be read
+            for number, item in enumerate(_read_from(self.reader, path, self.options.split, start), start + 1):
+                yield Place(part, number), item
+
+    def _take(self, examined: Examined, writer: SplitsWriter) -> None:
+        row = examined.row
+        if isinstance(row, Found):
+            if reason := self.seen.duplicate(row.record, examined.content):
+                row = Dropped(row.file, row.row, reason, row.record.id, bad=reason == "duplicate_id")
+            elif row.record.label == 0.5:
+                self.tally.ties += 1
+                row = without_tie(row, self.options.what_of_ties)
+        self.tally.count(row, examined.judged)
+        if isinstance(row, Found):
+            self.seen.add(row.record, examined.content)
+            shares = self.options.splits
+            split = split_of_prompt(row.record.prompt, shares) if shares else self.options.split
+            self.tally.splits[split] += 1
+            writer.write(split, row.record)
+
+    def _commit(self, writer: SplitsWriter) -> None:
+        """Bring all that was read onto the disk, and say so."""
+        shards = writer.end_round()
+        with (self.folder.folder / "seen").open("ab") as file:
+            self.seen.entries[self.saved :].tofile(file)
+        flush(self.folder.folder / "seen")
+        self.saved = len(self.seen.entries)
+        record = {"place": asdict(self.place), "tally": self.tally.record(), "shards": shards, "seen": self.saved}
+        self.folder.commit(record)
+
+    def _refuse_unknown_generator(self) -> None:
+        """Raises UserError where `generator` is the reason that nothing is left."""
+        text = self.options.generator
+        if text is None or self.tally.kept or not self.tally.dropped["other_generator"]:
+            return
+        known = self.tally.generators
+        advice = nearest(text, known) if known else "it names no generators"
+        raise UserError(f"--generator: in no row of {self.given.name} does each contain {text!r}: {advice}")
+
+    def _summary(self) -> DatasetSummary:
+        tally = self.tally
+        options = self.options.record()
+        if self.given.revision:
+            options["revision"] = self.given.revision
+        return DatasetSummary(
+            source=self.source,
+            input=self.given.name,
+            split=self.options.split,
+            options=options,
             read=tally.read,
             kept=tally.kept,
             ties=tally.ties,
             dropped=dict(tally.dropped.most_common()),
             bad_rows=tally.named,
-            format=FORMATS[kind],
-        )
-        summary.write(folder)
-    if options.ties == "keep" and summary.ties == summary.kept:
-        every = f"every {kind.removesuffix('s')} in {output}"
-        print(f"diffpref: warning: {every} is a tie; there is no preference to train on", file=sys.stderr)
-    return summary
-
-
-def find_source(name: str) -> Source:
-    """The source module of that name. Raises UserError with the nearest name where there is none."""
-    known = [module.name for module in pkgutil.iter_modules(sources.__path__)]
-    if name not in known:
-        raise UserError(f"unknown source {name!r}: {nearest(name, known)}")
-    return cast(Source, importlib.import_module(f"diffpref.data.sources.{name}"))
-
-
-@dataclass
-class Tally:
-    """Counts the rows of an import by what becomes of them, and stops it when too many are bad."""
-
-    total: int
-    max_bad_share: float
-    read: int = 0
-    judged: int = 0  # read, without the rows that the source left out on purpose
-    kept: int = 0
-    ties: int = 0
-    bad: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    named: list[Dropped] = field(default_factory=list)
-    bad_reasons: Counter[str] = field(default_factory=Counter)
-
-    def count(self, row: Found | Dropped, ties: Ties) -> Row | None:
-        """Count the row; the record to write, or None where it is dropped. Raises UserError as soon as it must."""
-        self.read += 1
-        self.judged += isinstance(row, Found) or row.bad
-        if isinstance(row, Found) and row.record.label == 0.5:
-            self.ties += 1
-            if ties == "drop":
-                row = Dropped(row.file, row.row, "tie", bad=False)
-            elif ties == "random":
-                row = replace(row, record=broken_tie(row.record))
-        if isinstance(row, Found):
-            self.kept += 1
-            return row.record
-        self._drop(row)
-        return None
-
-    def finish(self, input: Path, kind: Kind) -> None:
-        """Judge the whole. Raises UserError where too many judged rows are bad or no row is left."""
-        self._stop_if_too_many(self.judged)
-        if not self.kept:
-            reasons = ", ".join(f"{reason} {count}" for reason, count in self.dropped.most_common())
-            row = kind.removesuffix("s")
-            raise UserError(f"no {row} of {input} is left; of {self.read} rows were dropped: {reasons}")
-
-    def _drop(self, row: Dropped) -> None:
-        self.dropped[row.reason] += 1
-        if row.bad:
-            self.bad += 1
-            self.bad_reasons[row.reason] += 1
-            if len(self.named) < NAMED_ROWS:
-                self.named.append(row)
-            self._stop_if_too_many(self.total)  # even if all that follow are good
-
-    def _stop_if_too_many(self, rows: int) -> None:
-        if not self.bad or self.bad / rows <= self.max_bad_share:
-            return
-        (reason, count), *_ = self.bad_reasons.most_common(1)
-        raise UserError(
-            f"more than {self.max_bad_share:.3g} of {rows} rows are bad: {self.bad} after reading {self.read}, "
-            f"most often {reason} ({count}); the first: {self.named[0]}"
+            splits={name: tally.splits[name] for name in self.options.splits},
+            format=FORMATS[self.kind],
         )
 
 
-def broken_tie(row: Row) -> Row:
-    """The tie decided by a coin that its id fixes: a pair's images stand or change places, an image is liked or not."""
-    if hashlib.sha256(row.id.encode()).digest()[0] % 2 == 0:
-        return replace(row, label=1.0)
-    return _exchanged(row) if isinstance(row, PairRow) else replace(row, label=0.0)
+def _read_from(reader: Source, path: Path, split: str, start: int) -> Iterator[Item]:
+    """The items of a source without the first `start`, which a source that cannot skip them reads once more."""
+    if skipping := getattr(reader, "read_from", None):
+        return skipping(path, split, start)
+    return itertools.islice(reader.read(path, split), start, None)
 
 
-def _exchanged(pair: PairRow) -> PairRow:
-    return replace(
-        pair,
-        label=1.0,
-        chosen=pair.rejected,
-        rejected=pair.chosen,
-        chosen_prompt=pair.rejected_prompt,
-        rejected_prompt=pair.chosen_prompt,
-        chosen_id=pair.rejected_id,
-        rejected_id=pair.chosen_id,
-        chosen_model=pair.rejected_model,
-        rejected_model=pair.chosen_model,
-    )
+def _look(placed: tuple[Place, Item], options: ImportOptions) -> tuple[Place, list[Examined]]:
+    place, item = placed
+    return place, examine(item, options)
 
 
-def _with_images_checked(row: Found | Dropped) -> Found | Dropped:
-    if isinstance(row, Dropped):
-        return row
-    pair = isinstance(row.record, PairRow)
-    for side in SIDES["pairs" if pair else "images"]:
-        try:
-            images.decode(getattr(row.record, side))
-        except images.BadImage as error:
-            which = f"the {side} image: " if pair else ""
-            return Dropped(row.file, row.row, f"image_{error.reason}", f"{which}{error}")
-    return row
+def _refuse_unused(source: str, reader: Source, options: ImportOptions) -> None:
+    """Raises UserError for an option that would change nothing."""
+    if reader.KIND != "groups":
+        for name in ("pairing", "min_margin"):
+            if getattr(options, name):
+                raise UserError(f"--{name.replace('_', '-')} is of ranked groups, and {source} holds {reader.KIND}")
+    if reader.KIND == "images" and options.rules:
+        raise UserError(f"--rules {options.rules} is about pairs, and {source} holds single images")
 
 
-def _check_options(options: ImportOptions) -> None:
-    if not re.fullmatch(r"\w+", options.split):
-        raise UserError(f"{options.split!r} is no name for a split: letters, digits and underscores only")
-    if not 0 <= options.max_bad_share <= 1:
-        raise UserError(f"the share of bad rows must lie between 0 and 1, not {options.max_bad_share:g}")
+def _key(source: str, given: Input, options: ImportOptions) -> str:
+    """Names this work: what is read, and how."""
+    how = [options.record(), options.split, options.shard_rows]
+    work = json.dumps([__version__, source, given.name, given.state, how])
+    return f"import-{hashlib.sha256(work.encode()).hexdigest()[:12]}"
+
+
+def _seen(folder: Partial, count: int) -> Seen:
+    """What was kept until the last commit, `count` numbers; what a killed import wrote after it is cut off."""
+    file = folder.folder / "seen"
+    entries = array("Q")
+    with file.open("ab+") as opened:
+        opened.truncate(count * entries.itemsize)
+        opened.seek(0)
+        entries.fromfile(opened, count)
+    return Seen(entries)
+
+
+def _finished(shards: dict[str, int], data: Path) -> bool:
+    """Whether all shards that a journal tells of are there; someone may have tidied up."""
+    return _names(shards) <= {file.name for file in data.iterdir()}
+
+
+def _names(shards: dict[str, int]) -> set[str]:
+    return {f"{split}-{number:05d}.parquet" for split, count in shards.items() for number in range(count)}
+
+
+def _remove_unfinished(data: Path, shards: dict[str, int]) -> None:
+    """Remove what the journal does not tell of."""
+    for file in data.iterdir():
+        if file.name not in _names(shards):
+            file.unlink()

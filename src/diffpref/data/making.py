@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
+from typing import Protocol, runtime_checkable
 
 from diffpref.data.choice import MAX_BAD_SHARE
 from diffpref.data.dataset import PreferenceDataset
 from diffpref.data.schema import FORMATS, NAMED_ROWS, DatasetSummary, Dropped, Kind, Row, read_dataset_file
 from diffpref.data.writing import ShardWriter, new_folder
 from diffpref.errors import UserError
+
+
+@runtime_checkable
+class RowWriter(Protocol):
+    """What takes the rows of a new dataset: the shards of the normal form, or an export."""
+
+    def __enter__(self) -> RowWriter: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None: ...
+    def write(self, row: Row) -> None: ...
 
 
 @dataclass
@@ -24,7 +37,7 @@ class Making:
     source: str
     options: dict[str, str | float]
     kind: Kind
-    shards: ShardWriter
+    shards: RowWriter
     read: int = 0
     kept: int = 0
     ties: int = 0
@@ -86,18 +99,20 @@ def making(
     kind: Kind,
     scores: Sequence[str],
     overwrite: bool,
+    writer: Callable[[Path], RowWriter] | None = None,
 ) -> Iterator[Making]:
     """A new dataset to fill; it stands at `output` when the block ends well, and leaves nothing when it does not.
 
-    scores: its columns of scores. Raises UserError where `output` is taken or would replace what is read, and where no
-    row is kept.
+    scores: its columns of scores. writer: what writes it into a folder, where that is not the normal form. Raises
+    UserError where `output` is taken or would replace what is read, and where no row is kept.
     """
     if dataset.path.resolve().is_relative_to(output.resolve()):
         raise UserError(f"the output {output} would replace the input {dataset.path}: choose another folder")
     if strange := dataset.strange_columns():
         print(f"diffpref: warning: columns of no normal form are left out: {', '.join(strange)}", file=sys.stderr)
     with new_folder(output, overwrite) as folder:
-        with ShardWriter(folder, dataset.split, kind=kind, scores=scores) as shards:
+        made_of = writer(folder) if writer else ShardWriter(folder, dataset.split, kind=kind, scores=scores)
+        with made_of as shards:
             made = Making(dataset, source, options, kind, shards)
             yield made
         if not made.kept:

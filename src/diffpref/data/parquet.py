@@ -60,11 +60,25 @@ def opened(file: Path) -> Iterator[pq.ParquetFile]:
         raise UserError(f"{file} is not a readable parquet file: {' '.join(str(error).split())}") from error
 
 
-def rows(file: Path, columns: list[str]) -> Iterator[dict]:
-    """The rows of a file, as dicts of the given columns, a few in memory at a time. Raises UserError as `opened`."""
+def rows(file: Path, columns: list[str], start: int = 0) -> Iterator[dict]:
+    """The rows of a file from row `start` on, as dicts of the given columns, a few in memory at a time.
+
+    Row groups before `start` are not read. Raises UserError as `opened`.
+    """
     with opened(file) as parquet:
-        for batch in parquet.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns, use_threads=False):
-            yield from batch.to_pylist()
+        first = 0
+        for group in range(parquet.num_row_groups):
+            count = parquet.metadata.row_group(group).num_rows
+            if start < first + count:
+                yield from _group_rows(parquet, group, columns, max(start - first, 0))
+            first += count
+
+
+def _group_rows(parquet: pq.ParquetFile, group: int, columns: list[str], skipped: int) -> Iterator[dict]:
+    for batch in parquet.iter_batches(ROWS_AT_ONCE, [group], columns, use_threads=False):
+        if skipped < batch.num_rows:
+            yield from batch.slice(skipped).to_pylist()
+        skipped = max(skipped - batch.num_rows, 0)
 
 
 def image_bytes(cell: dict | bytes | None) -> bytes:

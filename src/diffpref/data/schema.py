@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,9 +72,10 @@ def is_score(kind: Kind, column: str) -> bool:
     return any(column.startswith(score_column(side, "")) for side in SIDES[kind])
 
 
-def schema(kind: Kind, scores: Sequence[str] = ()) -> pa.Schema:
-    """The columns that we write, with columns of scores at the end."""
+def schema(kind: Kind, scores: Sequence[str] = (), only: Sequence[str] | None = None) -> pa.Schema:
+    """The columns that we write, with columns of scores at the end; with `only` these alone, in that order."""
     columns = COLUMNS[kind] | dict.fromkeys(scores, _NUMBER)
+    columns = columns if only is None else {name: columns[name] for name in only}
     features = {"info": {"features": {name: _feature(each) for name, each in columns.items()}}}
     # the "huggingface" entry is what makes `datasets.load_dataset` give images instead of structs
     return pa.schema(list(columns.items()), metadata={"huggingface": json.dumps(features)})
@@ -134,6 +135,21 @@ Row = PairRow | ImageRow
 ROWS: dict[Kind, type[PairRow] | type[ImageRow]] = {"pairs": PairRow, "images": ImageRow}
 
 
+def exchanged(pair: PairRow) -> PairRow:
+    """The same comparison with its two images in the other order, and all that belongs to them."""
+    turned = {name: getattr(pair, other_side(name)) for name in COLUMNS["pairs"] if name != "label"}
+    scores = {other_side(name): score for name, score in pair.scores.items()}
+    return replace(pair, **turned, label=1 - pair.label, scores=scores)
+
+
+def other_side(column: str) -> str:
+    """The column that says of a pair's other image what this one says; itself where it is of both."""
+    for side, other in (("chosen", "rejected"), ("rejected", "chosen")):
+        if column.startswith(side):
+            return other + column.removeprefix(side)
+    return column
+
+
 def as_record(row: Row) -> dict[str, Any]:
     """A row as a dict by column."""
     plain = {each.name: getattr(row, each.name) for each in fields(row) if each.name != "scores"}
@@ -145,12 +161,47 @@ def _cell(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """What the rows of some files are: their kind, their columns of scores, and the columns that nobody reads."""
+
+    kind: Kind
+    scores: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Found:
-    """A row of a source that can be read, and where it stands; rows count from 0 within their file."""
+    """A row of a source that can be read, and where it stands; rows count from 0 within their file.
+
+    agreement: the share of those asked who stand behind the label, where the source tells it.
+    turned: whether the source names the rejected image first.
+    """
 
     file: str
     row: int
     record: Row
+    agreement: float | None = None
+    turned: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images of one prompt with a score each, higher is better: what a source of rankings yields. Pairs are made of it.
+
+    names, models: an entry an image, or none at all. ballots: the scores that each annotator gave, likewise; the
+    `scores` are what they came to.
+    """
+
+    file: str
+    row: int
+    id: str
+    prompt: str
+    images: tuple[bytes, ...]
+    scores: tuple[float, ...]
+    source: str
+    names: tuple[str | None, ...] = ()
+    models: tuple[str | None, ...] = ()
+    ballots: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -173,6 +224,7 @@ class DatasetSummary:
 
     `ties` counts the source's readable ties, whatever became of them; `bad_rows` names the first bad ones. Of a dataset
     made from another one, `missing` counts the values that could not be had, and `origin` is that one's own summary.
+    `splits` counts the rows of each split where the import made several.
     """
 
     source: str
@@ -186,6 +238,7 @@ class DatasetSummary:
     bad_rows: list[Dropped]
     missing: dict[str, int] = field(default_factory=dict)
     origin: dict[str, Any] | None = None
+    splits: dict[str, int] = field(default_factory=dict)
     format: str = FORMATS["pairs"]
     diffpref_version: str = __version__
 
@@ -210,3 +263,12 @@ def read_dataset_file(folder: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict) or content.get("format") not in known:
         raise UserError(f"{file} does not describe a dataset of diffpref (its format is none of {', '.join(known)})")
     return content
+
+
+def rows_told(described: dict[str, Any] | None, split: str) -> int | None:
+    """The number of rows that the content of a `dataset.json` tells of a split, None where it tells none."""
+    if not described:
+        return None
+    if described.get("splits"):
+        return described["splits"].get(split)
+    return described.get("kept") if described.get("split") == split else None

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 
 from diffpref.data.schema import SIDES, Kind, Row, as_record, read_dataset_file, schema
 from diffpref.errors import UserError
+from diffpref.files import flush
 
 GROUP_ROWS = 64  # a row group is what a random access reads
 GROUP_BYTES = 16 * 2**20
@@ -23,7 +25,8 @@ _REPEATED = ("_model", "source", "group_id", "annotator_id")  # ends of columns 
 class ShardWriter:
     """Write rows to `<split>-00000.parquet`, `<split>-00001.parquet`, ... Use it as a context manager.
 
-    scores: the columns of scores that the rows may have.
+    scores: the columns of scores that the rows may have. only: the columns to write, where not all.
+    first: the number of the first shard.
     """
 
     def __init__(
@@ -34,13 +37,16 @@ class ShardWriter:
         shard_bytes: int = SHARD_BYTES,
         kind: Kind = "pairs",
         scores: Sequence[str] = (),
+        only: Sequence[str] | None = None,
+        first: int = 0,
     ) -> None:
         self._folder, self._split = folder, split
         self._group_rows, self._shard_bytes = group_rows, shard_bytes
         self._kind: Kind = kind
-        self._schema = schema(kind, scores)
+        self._schema = schema(kind, scores, only)
         self._rows: list[Row] = []
-        self._buffered = self._written = self._shards = 0
+        self._buffered = self._written = 0
+        self._shards = first
         self._file: pq.ParquetWriter | None = None
 
     def __enter__(self) -> "ShardWriter":
@@ -57,6 +63,14 @@ class ShardWriter:
         self._buffered += sum(len(getattr(row, side)) for side in SIDES[self._kind])
         if len(self._rows) >= self._group_rows or self._buffered >= GROUP_BYTES:
             self._flush()
+
+    def end_shard(self) -> int:
+        """Finish the shard, down to the disk, and give the number of shards so far; the next row begins another."""
+        self._flush()
+        if self._file is not None:
+            self._close()
+            flush(self._folder / f"{self._split}-{self._shards - 1:05d}.parquet")
+        return self._shards
 
     def _flush(self) -> None:
         if not self._rows:
@@ -78,6 +92,44 @@ class ShardWriter:
         self._file, self._written = None, 0
 
 
+class SplitsWriter:
+    """Shards of several splits, which all end together: so one place in the source tells what is finished.
+
+    shards: how many shards each split has already. A round of shards is `full` when all together have `shard_bytes`,
+    or when `rows` rows of the source, kept or not, were told by `advance`.
+    """
+
+    def __init__(self, folder: Path, kind: Kind, shards: dict[str, int], rows: int, scores: Sequence[str] = ()) -> None:
+        self._writers = {
+            split: ShardWriter(folder, split, kind=kind, scores=scores, first=first, shard_bytes=sys.maxsize)
+            for split, first in shards.items()
+        }
+        self._kind: Kind = kind
+        self._most, self._rows, self._bytes = rows, 0, 0
+
+    def __enter__(self) -> "SplitsWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for writer in self._writers.values():
+            writer.__exit__(kind, error, at)
+
+    def write(self, split: str, row: Row) -> None:
+        """Add a row."""
+        self._writers[split].write(row)
+        self._bytes += sum(len(getattr(row, side)) for side in SIDES[self._kind])
+
+    def advance(self) -> bool:
+        """Count a row of the source; whether the round is full."""
+        self._rows += 1
+        return self._rows >= self._most or self._bytes >= SHARD_BYTES
+
+    def end_round(self) -> dict[str, int]:
+        """Finish all shards, and give their numbers by split."""
+        self._rows = self._bytes = 0
+        return {split: writer.end_shard() for split, writer in self._writers.items()}
+
+
 def _parquet_writer(file: Path, columns: pa.Schema, sides: Sequence[str]) -> pq.ParquetWriter:
     images = [f"{side}.{part}" for side in sides for part in ("bytes", "path")]
     others = [name for name in columns.names if name not in sides]
@@ -96,7 +148,7 @@ def new_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
 
     Raises UserError where `output` is taken (with `overwrite`: by anything but a dataset of ours) or not writable.
     """
-    _refuse_taken(output, overwrite)
+    refuse_taken(output, overwrite)
     target = output.resolve()  # a link to a folder stays a link
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     missing = [folder for folder in target.parents if not folder.exists()]
@@ -114,7 +166,8 @@ def new_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
                     folder.rmdir()
 
 
-def _refuse_taken(output: Path, overwrite: bool) -> None:
+def refuse_taken(output: Path, overwrite: bool) -> None:
+    """Raises UserError where `output` is taken; with `overwrite`, only by anything but a dataset of ours."""
     try:
         if not output.exists() and not output.is_symlink():
             return

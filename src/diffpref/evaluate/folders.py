@@ -8,13 +8,14 @@ import json
 import re
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from diffpref.data.images import BadImage, decode
 from diffpref.errors import UserError
+from diffpref.files import stays_inside
 
 LARGEST_SEED = 2**63 - 1
 
@@ -117,10 +118,9 @@ def _whole_number(row: dict[str, Any], key: str, where: str) -> int | None:
 
 def _file(folder: Path, name: str, where: str) -> Path:
     """The file of that name, which must lie inside the folder: a list of images must not reach for other files."""
-    relative = PurePosixPath(name)
-    if relative.is_absolute() or ".." in relative.parts or "\\" in name or "\0" in name:
+    if not stays_inside(name):
         raise UserError(f"{where}: file_name must stay inside the folder: {name!r}")
-    file = folder / relative
+    file = folder / name
     if not file.is_file():
         raise UserError(f"{where}: no such image: {file}")
     return file
