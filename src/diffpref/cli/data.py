@@ -36,18 +36,6 @@ class ImportArguments:
     """Print the counts as JSON."""
 
 
-@dataclass(frozen=True)
-class CheckArguments:
-    """Check a dataset in the normal form: columns, images, labels, duplicates, splits."""
-
-    path: Positional[Path]
-    """The dataset's folder."""
-    max_bad_share: float = 0.05
-    """Fail when more than this share of the rows has a problem."""
-    json: bool = False
-    """Print the findings as JSON, with every row's id."""
-
-
 def run_import(arguments: list[str]) -> None:
     """`diffpref data import SOURCE INPUT OUTPUT`: the counts go to stdout."""
     given = parse(ImportArguments, arguments, "diffpref data import")
@@ -66,17 +54,6 @@ def run_import(arguments: list[str]) -> None:
         print(f"  dropped {count:>8}  {reason}")
 
 
-def run_check(arguments: list[str]) -> None:
-    """`diffpref data check PATH`: the findings go to stdout; too many of them are a UserError."""
-    given = parse(CheckArguments, arguments, "diffpref data check")
-    from diffpref.data.check import check, refuse_bad, table
-
-    _silence_pillow()
-    report = check(given.path)
-    print(json.dumps(report.as_dict(), indent=2) if given.json else table(report))
-    refuse_bad(report, given.max_bad_share)
-
-
 def _elsewhere(module: str, function: str) -> Callable[[list[str]], None]:
     """A command of another module, which is imported when it is called."""
     return lambda arguments: getattr(importlib.import_module(f"diffpref.cli.{module}"), function)(arguments)
@@ -84,7 +61,7 @@ def _elsewhere(module: str, function: str) -> Callable[[list[str]], None]:
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "import": (run_import, "a published dataset -> the normal form"),
-    "check": (run_check, "validate a dataset in the normal form"),
+    "check": (_elsewhere("data_check", "main"), "looks at every row and image of a dataset"),
     "cache": (_elsewhere("data_cache", "main"), "encode images and prompts once, for training"),
     "caption": (_elsewhere("data_make", "run_caption"), "a caption for every image"),
     "label": (_elsewhere("data_make", "run_label"), "a scorer's scores for every image"),
