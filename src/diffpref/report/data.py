@@ -104,7 +104,8 @@ def _numbers(split: SplitReport) -> str:
             for name, model in judged.items()
         )
         table = f'<div class="found facts"><h3>Wins by model</h3><table>{rows}</table></div>'
-    soft = f"{count(split.labels['soft'], 'label')} are neither 0, 0.5 nor 1. " if split.labels["soft"] else ""
+    verb = "is" if split.labels["soft"] == 1 else "are"
+    soft = f"{count(split.labels['soft'], 'label')} {verb} neither 0, 0.5 nor 1. " if split.labels["soft"] else ""
     hint = f"{count(split.rows, 'row')} of {split.kind}. {soft}The longest caption has {split.longest:,} characters."
     return f'<p class="hint">{hint}</p><div class="charts">{"".join(charts)}</div>{table}'
 
