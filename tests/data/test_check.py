@@ -161,7 +161,11 @@ def test_a_pair_of_dual_captions_is_no_duplicate_of_another_caption(tmp_path):
 
 def test_broken_images_are_nobodys_duplicates(tmp_path):
     write_trl(tmp_path / "a.parquet", [("p", b"", b""), ("p", b"", b""), ("q", b"x", b"x")])
-    assert set(found(check(tmp_path))) == {"image_empty", "image_not_an_image"}
+    write_trl(tmp_path / "test.parquet", [("r", b"", jpeg(0))])
+    report = check(tmp_path)
+    assert set(found(report)) == {"image_empty", "image_not_an_image"}
+    assert set(found(report, "test")) == {"image_empty"}
+    assert (report.splits["train"].distinct, report.splits["test"].distinct) == (0, 1)
 
 
 def test_numbers_are_those_of_a_count_by_hand(tmp_path):
@@ -188,8 +192,10 @@ def test_numbers_are_those_of_a_count_by_hand(tmp_path):
 
 
 def test_many_sizes_are_told_as_the_most_frequent_and_the_others(tmp_path):
-    write_trl(tmp_path / "a.parquet", [("p", encoded(noise(n, n, 9)), encoded(noise(n, n, 9))) for n in range(1, 13)])
+    rows = [("p", encoded(noise(n, n, 9)), encoded(noise(n, n, 9))) for n in range(1, 13)]
+    write_trl(tmp_path / "b.parquet", [*rows, rows[7]])
     sizes = check(tmp_path).splits["train"].sizes
+    assert next(iter(sizes.items())) == ("8 x 9", 4)
     assert len(sizes) == check_module.MOST_SIZES + 1
     assert sizes["other"] == 2 * (12 - check_module.MOST_SIZES)
 
@@ -202,6 +208,14 @@ def test_one_colour_is_blank_and_a_small_thing_on_it_is_not(colour):
     assert is_blank(Image.fromarray(dithered.clip(0, 255).astype(np.uint8)))
     ImageDraw.Draw(image).ellipse((10, 10, 18, 18), fill=(100, 200, 150))
     assert not is_blank(image)
+
+
+@pytest.mark.parametrize(("step", "blank"), [(3, True), (4, False), (5, False)])
+def test_blank_is_a_deviation_of_less_than_two(step, blank):
+    """Two halves a step apart deviate by half of it; one channel of three is enough to show something."""
+    values = np.full((8, 8, 3), 100, np.uint8)
+    values[:4, :, 1] += step
+    assert is_blank(Image.fromarray(values)) == blank == (values.std(axis=(0, 1)).max() < 2)
 
 
 @pytest.mark.parametrize(("bad", "code"), [(1, 0), (2, 2)])
@@ -275,6 +289,24 @@ def test_single_images(tmp_path, capsys):
         "duplicate_id": ["a"],
         "empty_prompt": ["e"],
     }
+
+
+def test_who_was_never_asked_contradicts_nobody(tmp_path):
+    images = [jpeg(0)] * 3
+    rows = make_images(3, label=[1.0, None, 0.5], prompt=["p"] * 3, image=images)
+    assert "contradicting_label" not in found(check(write_rows(tmp_path / "data", rows)))
+
+
+def test_a_strip_is_too_long_above_thirty_two_times_its_width(tmp_path):
+    write_trl(tmp_path / "a.parquet", [(f"p{n}", jpeg(n), encoded(noise(n, 2, n))) for n in (64, 65)], id=["64", "65"])
+    assert found(check(tmp_path)) == {"image_too_long": ["65"]}
+
+
+def test_one_model_alone_is_told_by_its_count(tmp_path):
+    for name, others in (("one", ["a"] * 2), ("two", ["a", "b"])):
+        write_trl(tmp_path / name / "a.parquet", pairs(2), chosen_model=["a"] * 2, rejected_model=others)
+    assert found(check(tmp_path / "one")) == {}
+    assert found(check(tmp_path / "two")) == {"same_model": ["0"]}
 
 
 def test_pairs_and_single_images_in_one_folder(tmp_path, capsys):

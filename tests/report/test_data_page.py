@@ -14,6 +14,7 @@ from support.pages import NASTY, Page, assert_self_contained
 from diffpref.__main__ import main
 from diffpref.data.check import check
 from diffpref.errors import UserError
+from diffpref.report.charts import BAR_WIDTH
 from diffpref.report.data import DRAWN, EXAMPLES, THUMBNAIL, write_check
 
 
@@ -100,6 +101,7 @@ def test_bars_are_as_long_as_their_counts(tmp_path: Path):
     text = (tmp_path / "page.html").read_text()
     widths = dict(re.findall(r'<rect class="bar (\w+)" [^>]*width="([\d.]+)"', text))
     assert float(widths["win"]) == pytest.approx(3 * float(widths["loss"]), abs=0.2)
+    assert float(widths["win"]) == BAR_WIDTH
     assert float(widths["tie"]) == 0
 
 

@@ -150,9 +150,9 @@ def _of_images(split: Split) -> dict[str, dict[int, str]]:
     if dataset.kind == "pairs":
         found["same_image"] = _plain((split.pictures[:, 0] == split.pictures[:, 1]) & (split.pictures[:, 0] >= 0))
         names = [dataset.texts.get(f"{side}_model") or [None] * len(dataset) for side in dataset.sides]
-        found["same_model"] = {
-            row: one for row, (one, two) in enumerate(zip(*names, strict=True)) if one and one == two
-        }
+        if len({*names[0], *names[1]} - {None}) > 1:  # else the counts by model say it
+            both = enumerate(zip(*names, strict=True))
+            found["same_model"] = {row: str(one) for row, (one, two) in both if one and one == two}
     for kind, name in (("blank_image", "blank"), ("animated_image", "animated")):
         found[kind] = {row: _sides(dataset, images[row][name]) for row in np.flatnonzero(images[name].any(1)).tolist()}
     return found
