@@ -16,6 +16,7 @@ from diffpref.data.facts import Facts
 from diffpref.data.images import REASONS
 from diffpref.data.parquet import opened
 from diffpref.data.schema import COLUMNS
+from diffpref.data.threads import groups
 
 Severity = Literal["error", "warning", "note"]
 Overlong = Callable[[list[str]], set[int]]  # the places of the prompts whose ends a text encoder does not read
@@ -198,19 +199,19 @@ def _repeats(split: Split, keys: np.ndarray, which: np.ndarray) -> dict[int, str
 def _contradictions(split: Split, keys: np.ndarray, winners: np.ndarray, judged: np.ndarray) -> dict[int, str]:
     """The judged rows for whose key (rows, parts) there are two winners, each with a row that says otherwise."""
     places = np.flatnonzero(judged)
-    _, groups = _groups(keys[places])
+    _, group = _groups(keys[places])
     seen: dict[int, dict[int, int]] = {}  # of each group by winner its first row; only of groups with two winners
-    count = int(groups.max(initial=-1)) + 1
+    count = int(group.max(initial=-1)) + 1
     least, most = np.full(count, np.iinfo(np.int64).max), np.full(count, -1)
-    np.minimum.at(least, groups, winners[places])
-    np.maximum.at(most, groups, winners[places])
-    torn = np.flatnonzero(least[groups] < most[groups]).tolist()
+    np.minimum.at(least, group, winners[places])
+    np.maximum.at(most, group, winners[places])
+    torn = np.flatnonzero(least[group] < most[group]).tolist()
     for place in torn:
-        seen.setdefault(int(groups[place]), {}).setdefault(int(winners[places[place]]), int(places[place]))
+        seen.setdefault(int(group[place]), {}).setdefault(int(winners[places[place]]), int(places[place]))
     found = {}
     for place in torn:
         row = int(places[place])
-        other = next(first for winner, first in seen[int(groups[place])].items() if winner != winners[row])
+        other = next(first for winner, first in seen[int(group[place])].items() if winner != winners[row])
         found[row] = f"against {split.dataset.ids[other]}"
     return found
 
@@ -243,11 +244,10 @@ def _of_leaks(split: Split, others: Sequence[Split]) -> dict[str, dict[int, str]
 
 def _of_captions(split: Split, overlong: Overlong | None) -> dict[str, dict[int, str]]:
     dataset = split.dataset
-    texts = list(dataset.captions())
     too_long: set[str] = set()
-    for start in range(0, len(texts) if overlong else 0, AT_ONCE):
-        group = texts[start : start + AT_ONCE]
-        too_long |= {group[place] for place in overlong(group)} if overlong else set()
+    if overlong is not None:
+        for group in groups(dataset.captions(), AT_ONCE):
+            too_long |= {group[place] for place in overlong(group)}
     found: dict[str, dict[int, str]] = {"empty_prompt": {}, "overlong_prompt": {}}
     for row in range(len(dataset)):
         captions = [dataset.caption(row, side) for side in dataset.sides]
@@ -277,8 +277,8 @@ def _groups(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _earlier(keys: np.ndarray) -> dict[int, int]:
     """Of each row of `keys` that stood there before: the first row that is equal to it."""
-    first, groups = _groups(keys)
-    firsts = first[groups]
+    first, group = _groups(keys)
+    firsts = first[group]
     return {int(row): int(firsts[row]) for row in np.flatnonzero(firsts != np.arange(len(keys)))}
 
 
