@@ -14,6 +14,8 @@ import pytest
 
 from diffpref.__main__ import COMMANDS, main
 from diffpref.cli.data import COMMANDS as DATA_COMMANDS
+from diffpref.data.findings import KINDS
+from diffpref.data.images import REASONS
 from diffpref.objectives import Objective
 from diffpref.presets import PRESETS
 
@@ -69,6 +71,15 @@ def test_every_preset_is_documented(name):
 @pytest.mark.parametrize("command", [*COMMANDS, *(f"data {name}" for name in DATA_COMMANDS)])
 def test_every_command_is_documented(command):
     assert re.search(rf"diffpref {command}\b", EVERYTHING)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_finding_has_its_row(kind):
+    page = (DOCS / "data-format.md").read_text(encoding="utf-8")
+    if kind.removeprefix("image_") in REASONS:
+        assert f"`{kind.removeprefix('image_')}`" in page
+    else:
+        assert re.search(rf"^\| [^|]*`{kind}`[^|]* \| {KINDS[kind][0]} \|", page, re.MULTILINE)
 
 
 @pytest.mark.parametrize("kind", get_args(Objective))

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.datasets import write_spoilt
 from support.generated import make_folder, make_run, read_rows, write_rows
 
+from diffpref.data.check import check
 from diffpref.evaluate.compare import compare
+from diffpref.report.data import write_check
 from diffpref.report.page import write_report
 from diffpref.scorers.base import load_scorer
 
@@ -42,7 +45,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The three kinds of page, with one prompt and one setting of unbroken text as hard to wrap as it gets."""
+    """The four kinds of page, with one prompt and one setting of unbroken text as hard to wrap as it gets."""
     folder = tmp_path_factory.mktemp("pages")
     long = "red " + "unbroken" * 40 + ' <script>document.title = "run"</script>'
     for name, clutter in (("base", 0.7), ("tuned", 0.3)):
@@ -62,7 +65,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             reproduce=["diffpref demo " + "y" * 200],
             gallery_size=90,
         )
-    return {name: folder / f"{name}.html" for name in kinds}
+    dataset = write_spoilt(folder / "data", long)
+    write_check(folder / "check.html", check(dataset), ["diffpref data check " + "y" * 200])
+    return {name: folder / f"{name}.html" for name in (*kinds, "check")}
 
 
 def show(browser: Any, page: Path, width: int, scheme: str) -> None:
@@ -77,14 +82,14 @@ def show(browser: Any, page: Path, width: int, scheme: str) -> None:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("device", WIDTHS)
-@pytest.mark.parametrize("name", ["full", "train", "compare"])
+@pytest.mark.parametrize("name", ["full", "train", "compare", "check"])
 def test_a_page_shows_without_a_fault(
     browser: Any, pages: dict[str, Path], tmp_path: Path, name: str, device: str, scheme: str
 ):
     show(browser, pages[name], WIDTHS[device], scheme)
     assert browser.save_screenshot(str(tmp_path / f"{name}-{device}-{scheme}.png"))
     assert browser.get_log("browser") == []
-    assert browser.title == f"The {name} report"
+    assert browser.title == ("Check of data" if name == "check" else f"The {name} report")
     images = browser.execute_script("return [...document.images].map(image => [image.complete, image.naturalWidth])")
     assert len(images) >= 6
     assert all(complete and width > 0 for complete, width in images)

@@ -221,3 +221,26 @@ def pair_sample(number: int, **described: Any) -> list[tuple[str, bytes]]:
         (f"{key}.rejected.jpg", jpeg(2 * number + 1)),
         (f"{key}.json", json.dumps(columns).encode()),
     ]
+
+
+def write_spoilt(folder: Path, nasty: str) -> Path:
+    """A dataset of two splits with most of what a check can find, and texts and names that are `nasty`."""
+    pairs = [(f"prompt {n}", jpeg(2 * n), jpeg(2 * n + 1)) for n in range(12)]
+    pairs += [
+        (nasty, jpeg(100), jpeg(101)),
+        (nasty, jpeg(101), jpeg(100)),
+        ("same", jpeg(102), jpeg(102)),
+        ("broken", truncated_jpeg(), b""),
+        ("strip", jpeg(103), encoded(noise(0, 4, 600))),
+        ("unbroken" * 200, jpeg(104), encoded(noise(1, 600, 300))),
+        ("قطة حمراء تجلس على سجادة", encoded(Image.new("RGB", (300, 300))), jpeg(105)),
+        ("", jpeg(106), jpeg(107)),
+        *[(f"same again {n}", jpeg(200 + n), jpeg(200 + n)) for n in range(12)],
+    ]
+    ids = [f"{nasty} {n}" for n in range(len(pairs))]
+    models = [nasty if n % 2 else f"model-{n % 5}" for n in range(len(pairs))]
+    columns = {"chosen_model": models, "rejected_model": models[::-1], nasty: ids, "lable": ids}
+    labels = [1.0] * 10 + [0.5, 0.7] + [1.0] * (len(pairs) - 12)
+    write_trl(folder / "train-00000.parquet", pairs, id=ids, label=labels, **columns)
+    write_trl(folder / "test-00000.parquet", [pairs[0], ("new", pairs[1][1], jpeg(300))])
+    return folder

@@ -1,166 +1,178 @@
 """Check a dataset in the normal form: every image decoded, every row looked at, every finding by its row's id."""
 
-import hashlib
-import sys
-from collections.abc import Iterator
+import itertools
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from diffpref.data import images
 from diffpref.data.dataset import PreferenceDataset, split_names
-from diffpref.data.threads import groups, map_in_order
+from diffpref.data.facts import gather
+from diffpref.data.findings import KINDS, Finding, Overlong, Split, find, number_splits
+from diffpref.data.schema import DATASET_FILE, FORMATS, Kind, read_dataset_file
 from diffpref.errors import UserError
 from diffpref.progress import Bar
 
-IDS_SHOWN = 3  # of a problem, in the table; the JSON has all
+MOST_SIZES = 8  # different sizes that are counted apart
+WORDS = (0, 5, 10, 20, 40, 80)  # the last number of words of each class of prompts; longer ones are the last class
+
+
+@dataclass(frozen=True)
+class ModelCount:
+    """What one model drew: its images in all rows, and of those in pairs with a winner how many won and lost."""
+
+    images: int
+    wins: int
+    losses: int
 
 
 @dataclass(frozen=True)
 class SplitReport:
-    """One split of pairs: how its labels lie (`chosen` better, `ties`, `rejected` better), and row ids by problem."""
+    """One split in numbers.
 
-    pairs: int
-    chosen: int
-    ties: int
-    rejected: int
-    bad: int  # rows with at least one problem
-    problems: dict[str, list[str]]
+    bad: rows with at least one finding of severity error. labels: of pairs `chosen` (better), `rejected`, `ties`; of
+    single images `liked`, `disliked`, `ties`, `unlabelled`; and in both `soft`, those of them that are neither 0, 0.5
+    nor 1. images: how many there are; distinct: how many different files. sizes: by `width x height`, the most frequent
+    ones and `other`. words: how many different captions have how many words. longest: characters of the longest one.
+    """
 
-    @property
-    def rows(self) -> int:
-        return self.pairs
-
-
-@dataclass(frozen=True)
-class ImagesReport:
-    """One split of single images: how many are `liked`, `disliked`, neither or never judged, and ids by problem."""
-
-    images: int
-    liked: int
-    ties: int
-    disliked: int
-    unlabelled: int
+    kind: Kind
+    rows: int
     bad: int
-    problems: dict[str, list[str]]
-
-    @property
-    def rows(self) -> int:
-        return self.images
+    labels: dict[str, int]
+    images: int
+    distinct: int
+    formats: dict[str, int]
+    sizes: dict[str, int]
+    captions: int
+    words: dict[str, int]
+    longest: int
+    models: dict[str, ModelCount]
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check found, by split."""
+    """What a check found, errors first. tokenizer: by what prompts were measured; None where they were not."""
 
     path: str
-    splits: dict[str, SplitReport | ImagesReport]
+    splits: dict[str, SplitReport]
+    findings: list[Finding]
+    tokenizer: str | None = None
 
-    @property
-    def bad_share(self) -> float:
-        """The share of all rows that have at least one problem."""
-        return sum(split.bad for split in self.splits.values()) / sum(split.rows for split in self.splits.values())
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON-ready values, with the ids of all rows."""
+        found = [
+            {"severity": finding.severity} | {name: value for name, value in asdict(finding).items() if name != "rows"}
+            for finding in self.findings
+        ]
+        return asdict(self) | {"findings": found}
 
-    def as_dict(self) -> dict:
-        """The report as JSON-ready values."""
-        return asdict(self) | {"bad_share": self.bad_share}
 
+def check(path: Path, overlong: Overlong | None = None, tokenizer: str | None = None) -> CheckReport:
+    """Look at every row and every image of every split; `findings.KINDS` lists what can be found.
 
-def check(path: Path) -> CheckReport:
-    """Look at every row of every split. Raises UserError where the dataset cannot be opened at all.
-
-    Problems of a row: `image_<reason>`, `same_image` (chosen and rejected are one), `duplicate_pair` or, of single
-    images, `duplicate_image` (captions and images as in an earlier row), `duplicate_id`, `empty_prompt`,
-    `prompt_in_two_splits`.
+    overlong tells which prompts are too long for a text encoder, and `tokenizer` says by what. Raises UserError where
+    the dataset cannot be opened or is not what its dataset.json tells.
     """
+    path = Path(path)
     datasets = {split: PreferenceDataset.open(path, split) for split in split_names(path)}
-    prompts = {split: set(dataset.prompts) for split, dataset in datasets.items()}
-    reports = {}
+    _check_description(path, datasets)
     with Bar("check", sum(map(len, datasets.values())), "rows") as bar:
-        for split, dataset in datasets.items():
-            elsewhere = set().union(*(seen for other, seen in prompts.items() if other != split))
-            reports[split] = _check_split(dataset, elsewhere, bar)
-    return CheckReport(str(path), reports)
+        splits = number_splits([(dataset, gather(dataset, bar)) for dataset in datasets.values()])
+    reports, findings = {}, []
+    for split in splits:
+        found = find(split, [other for other in splits if other is not split], overlong)
+        reports[split.name] = _report(split, found)
+        findings += found
+    findings.sort(key=lambda finding: list(KINDS).index(finding.kind))
+    return CheckReport(str(path), reports, findings, tokenizer)
 
 
 def refuse_bad(report: CheckReport, max_bad_share: float) -> None:
-    """Raise UserError where more than this share of the rows has a problem; only warn where all pairs are ties."""
-    if report.bad_share > max_bad_share:
-        bad = sum(split.bad for split in report.splits.values())
-        raise UserError(
-            f"{report.path}: {bad} rows have problems, {report.bad_share:.3g} of all: at most {max_bad_share:g}"
-        )
+    """Raise UserError where more than this share of a split's rows has an error."""
     for name, split in report.splits.items():
-        if split.ties == split.rows:
-            kind = "pair" if isinstance(split, SplitReport) else "image"
-            print(
-                f"diffpref: warning: every {kind} of split {name!r} is a tie: no preference to train on",
-                file=sys.stderr,
+        if split.bad > max_bad_share * split.rows:
+            counts = Counter({f.kind: len(f.ids) for f in report.findings if f.split == name and f.severity == "error"})
+            (kind, count), *_ = counts.most_common(1)
+            raise UserError(
+                f"{report.path}: {split.bad} of {split.rows} rows of split {name!r} cannot be trained on "
+                f"({split.bad / split.rows:.3g}, at most {max_bad_share:g}); most often {kind} ({count})"
             )
 
 
-def table(report: CheckReport) -> str:
-    """The report as a short text."""
-    lines: list[str] = []
-    header: list[str] = []
-    for name, split in report.splits.items():
-        counts = {key: value for key, value in asdict(split).items() if key != "problems"}
-        if list(counts) != header:  # another kind of split
-            header = list(counts)
-            lines.append(f"{'split':<16}" + "".join(f"{key:>11}" for key in header))
-        lines.append(f"{name:<16}" + "".join(f"{value:>11}" for value in counts.values()))
-    found = [(name, problem, ids) for name, split in report.splits.items() for problem, ids in split.problems.items()]
-    if not found:
-        return "\n".join([*lines, "", "no problems"])
-    lines += ["", f"{'split':<16}{'problem':<28}{'rows':>6}  first ids"]
-    for name, problem, ids in found:
-        more = ", ..." if len(ids) > IDS_SHOWN else ""
-        lines.append(f"{name:<16}{problem:<28}{len(ids):>6}  {', '.join(ids[:IDS_SHOWN])}{more}")
-    return "\n".join(lines)
+def _check_description(path: Path, datasets: dict[str, PreferenceDataset]) -> None:
+    """Raise UserError where dataset.json tells of another split or another kind of rows."""
+    described = read_dataset_file(path) if path.is_dir() else None
+    if described is None:
+        return
+    there = ", ".join(datasets)
+    for told in described.get("splits") or [described.get("split")]:
+        if told not in datasets:
+            raise UserError(f"{path}: its {DATASET_FILE} tells of the split {told!r}, but the files are of {there}")
+        kind = datasets[told].kind
+        if described["format"] != FORMATS[kind]:
+            raise UserError(f"{path} holds {kind}, but its {DATASET_FILE} tells {described['format']}")
 
 
-def _check_split(dataset: PreferenceDataset, elsewhere: set[str], bar: Bar) -> SplitReport | ImagesReport:
-    problems: dict[str, list[str]] = {}
-    bad = 0
-    ids: set[str] = set()
-    contents: set[bytes] = set()
-    for row, faults, digest in map_in_order(_check_images, _rows(dataset)):
-        captions = tuple(dataset.caption(row, side) for side in dataset.sides)
-        key = hashlib.sha256(repr(captions).encode() + digest).digest()
-        faults = {
-            **faults,
-            f"duplicate_{dataset.kind.removesuffix('s')}": key in contents,
-            "duplicate_id": dataset.ids[row] in ids,
-            "empty_prompt": not all(caption.strip() for caption in captions),
-            "prompt_in_two_splits": dataset.prompts[row] in elsewhere,
-        }
-        contents.add(key)
-        ids.add(dataset.ids[row])
-        bad += any(faults.values())
-        for problem in (name for name, present in faults.items() if present):
-            problems.setdefault(problem, []).append(dataset.ids[row])
-        bar.advance()
+def _report(split: Split, findings: Iterable[Finding]) -> SplitReport:
+    dataset, images, decoded = split.dataset, split.facts.images, split.facts.decoded
+    bad = {row for finding in findings if finding.severity == "error" for row in finding.rows}
+    texts = list(dataset.captions())
+    formats, counts = np.unique(images["format"][decoded], return_counts=True)
+    return SplitReport(
+        kind=dataset.kind,
+        rows=len(dataset),
+        bad=len(bad),
+        labels=_labels(dataset),
+        images=images.size,
+        distinct=len(np.unique(split.pictures[decoded])),
+        formats={kind.decode(): int(count) for kind, count in zip(formats, counts, strict=True)},
+        sizes=_sizes(images[decoded]),
+        captions=len(texts),
+        words=_words(texts),
+        longest=max(map(len, texts)),
+        models=_models(dataset),
+    )
+
+
+def _labels(dataset: PreferenceDataset) -> dict[str, int]:
     labels = dataset.labels
-    better, ties, worse = (int(part.sum()) for part in (labels > 0.5, labels == 0.5, labels < 0.5))
+    parts = {"ties": labels == 0.5, "soft": np.isfinite(labels) & ~np.isin(labels, (0.0, 0.5, 1.0))}
     if dataset.kind == "pairs":
-        return SplitReport(len(dataset), better, ties, worse, bad, problems)
-    return ImagesReport(len(dataset), better, ties, worse, int(np.isnan(labels).sum()), bad, problems)
+        parts = {"chosen": labels > 0.5, "rejected": labels < 0.5, **parts}
+    else:
+        parts = {"liked": labels > 0.5, "disliked": labels < 0.5, **parts, "unlabelled": np.isnan(labels)}
+    return {name: int(which.sum()) for name, which in parts.items()}
 
 
-def _rows(dataset: PreferenceDataset) -> Iterator[tuple[int, list[bytes]]]:
-    """Each row with its images, which come one after another from `iter_images`."""
-    for group in groups(dataset.iter_images(), len(dataset.sides)):
-        yield group[0][0], [content for _, _, content in group]
+def _sizes(images: np.ndarray) -> dict[str, int]:
+    sides, counts = np.unique(np.column_stack([images["width"], images["height"]]), axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    shown = {f"{sides[place][0]} x {sides[place][1]}": int(counts[place]) for place in order[:MOST_SIZES]}
+    others = int(counts[order[MOST_SIZES:]].sum())
+    return shown | ({"other": others} if others else {})
 
 
-def _check_images(given: tuple[int, list[bytes]]) -> tuple[int, dict[str, bool], bytes]:
-    """(row, what is wrong with its images, a digest of them): the part of the work that threads share."""
-    row, contents = given
-    faults = {"same_image": len(set(contents)) < len(contents)}
-    for content in contents:
-        try:
-            images.decode(content)
-        except images.BadImage as error:
-            faults[f"image_{error.reason}"] = True
-    return row, faults, b"".join(hashlib.sha256(content).digest() for content in contents)
+def _words(texts: list[str]) -> dict[str, int]:
+    """How many texts have 0, 1 to 5, 6 to 10, ... words."""
+    classes = np.searchsorted(WORDS, [len(text.split()) for text in texts])
+    counts = np.bincount(classes, minlength=len(WORDS) + 1).tolist()
+    names = ["0", *(f"{low + 1}-{high}" for low, high in itertools.pairwise(WORDS)), f"over {WORDS[-1]}"]
+    return dict(zip(names, counts, strict=True))
+
+
+def _models(dataset: PreferenceDataset) -> dict[str, ModelCount]:
+    """Of each model that the rows name, most images first."""
+    images, wins, losses = Counter[str](), Counter[str](), Counter[str]()
+    better = {"chosen": dataset.labels > 0.5, "rejected": dataset.labels < 0.5}
+    for side in dataset.sides:
+        for row, model in enumerate(dataset.texts.get(f"{side}_model") or []):
+            if not model:
+                continue
+            images[model] += 1
+            if dataset.kind == "pairs" and dataset.labels[row] != 0.5:
+                (wins if better[side][row] else losses)[model] += 1
+    return {model: ModelCount(count, wins[model], losses[model]) for model, count in images.most_common()}

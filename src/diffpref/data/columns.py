@@ -49,6 +49,8 @@ def read_light(file: Path, kind: Kind, opened: pq.ParquetFile) -> pa.Table:
             columns[name] = table[name].cast(wanted)
         except pa.ArrowException:
             raise UserError(f"{file}: column {name!r} is {table[name].type}, not {wanted}") from None
+        if wanted == pa.string():
+            _check_text(file, name, columns[name])
     for name, most in (("label", 1.0), ("weight", np.finfo(np.float64).max)):
         if name in columns:
             _check_range(file, name, columns[name].fill_null(1.0).to_numpy(), most)
@@ -58,6 +60,19 @@ def read_light(file: Path, kind: Kind, opened: pq.ParquetFile) -> pa.Table:
 def numbers(column: pa.ChunkedArray) -> np.ndarray:
     """A column of numbers as float64 (rows,), NaN where it is null."""
     return column.fill_null(np.nan).to_numpy()
+
+
+def _check_text(file: Path, name: str, column: pa.ChunkedArray) -> None:
+    """Refuse bytes that are no text, on which nothing else would: pyarrow looks at them only when they are read."""
+    try:
+        column.validate(full=True)
+    except pa.ArrowException:
+        for row, value in enumerate(column.cast(pa.binary()).to_pylist()):
+            try:
+                (value or b"").decode()
+            except UnicodeDecodeError:
+                raise UserError(f"{file} row {row}: the {name} is no text in UTF-8") from None
+        raise
 
 
 def _check_range(file: Path, name: str, values: np.ndarray, most: float) -> None:

@@ -5,9 +5,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffpref.data.images import BadImage
-
-MAX_STRETCH = 32
+from diffpref.data.images import MAX_STRETCH, BadImage
 
 
 def to_pixels(image: Image.Image, resolution: int, crop: str, left: float = 0.0, top: float = 0.0) -> Tensor:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,13 @@ FETCHED = [
 NOT_FETCHED = ["*.fp16.*", "*.fp16-*", "*.non_ema.*", "*.bf16.*", "safety_checker/*", "vae_1_0/*"]
 
 
-def resolve(pretrained: str, revision: str | None = None, key: str = "model.pretrained") -> Path:
-    """The local folder of a pipeline: `embedded`, a path, or a hub id, which is fetched once into the hub's cache.
+def resolve(
+    pretrained: str,
+    revision: str | None = None,
+    key: str = "model.pretrained",
+    files: Sequence[str] = FETCHED,
+) -> Path:
+    """The local folder of a pipeline: `embedded`, a path, or a hub id, whose `files` are fetched into the hub's cache.
 
     Raises UserError with one line, naming the configuration's `key`, where there is neither.
     """
@@ -37,7 +43,9 @@ def resolve(pretrained: str, revision: str | None = None, key: str = "model.pret
     from huggingface_hub import snapshot_download
 
     try:
-        found = snapshot_download(pretrained, revision=revision, allow_patterns=FETCHED, ignore_patterns=NOT_FETCHED)
+        found = snapshot_download(
+            pretrained, revision=revision, allow_patterns=list(files), ignore_patterns=NOT_FETCHED
+        )
     except Exception as error:  # the hub's client raises many kinds: HTTP, offline, not found, bad id
         reason = first_line(error)
         raise UserError(f"{key}: {pretrained} is no folder here and could not be fetched: {reason}") from error

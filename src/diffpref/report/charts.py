@@ -10,6 +10,8 @@ from diffpref.report.run import FEW, Series
 
 WIDTH, HEIGHT = 380, 210
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 10, 36
+BAR_LEFT, BAR_WIDTH, BAR_STEP = 128, 170, 22  # where bars begin, how long the longest is, how far they are apart
+NAME_LETTERS = 18  # of a bar's name that find room beside it
 SMOOTH_SHARE = 0.08  # of a line's values, the width of the running mean
 MOST_POINTS = 600  # drawn of one line; more would only weigh
 
@@ -79,6 +81,24 @@ def histogram(title: str, values: list[float], bins: int = 21) -> str:
         size = f'width="{frame.x(right) - x - 0.75:.1f}" height="{frame.y(0.0) - top:.1f}"'
         parts.append(f'<rect class="bar {kind}" x="{x:.1f}" y="{top:.1f}" {size}/>')
     return _figure(title, "", _svg(title, parts))
+
+
+def bar_chart(title: str, counts: dict[str, int], kinds: dict[str, str] | None = None) -> str:
+    """A figure of how many there are of what, a bar each. kinds: the class of some bars: win, loss or tie."""
+    if not counts:
+        return _figure(title, "", '<p class="empty">nothing to count</p>', "bars")
+    most, total = max(*counts.values(), 1), max(sum(counts.values()), 1)
+    parts = []
+    for place, (name, count) in enumerate(counts.items()):
+        y = place * BAR_STEP
+        kind, width = (kinds or {}).get(name, ""), BAR_WIDTH * count / most
+        shown = name if len(name) <= NAME_LETTERS else f"{name[: NAME_LETTERS - 1]}…"
+        parts += [
+            f'<text x="{BAR_LEFT - 8}" y="{y + 15}" text-anchor="end">{html.escape(shown)}</text>',
+            f'<rect class="bar {kind}" x="{BAR_LEFT}" y="{y + 4}" width="{width:.1f}" height="{BAR_STEP - 8}"/>',
+            f'<text x="{BAR_LEFT + width + 6:.1f}" y="{y + 15}">{count:,} · {count / total:.0%}</text>',
+        ]
+    return _figure(title, "", _svg(title, parts, len(counts) * BAR_STEP), "bars")
 
 
 def running_mean(values: list[float]) -> list[float]:
@@ -215,11 +235,12 @@ def _key(place: int, name: str, value: str) -> str:
     return f'<li><i class="swatch s{place}"></i>{label}<b>{value}</b></li>'
 
 
-def _figure(title: str, keys: str, picture: str) -> str:
+def _figure(title: str, keys: str, picture: str, kind: str = "") -> str:
     legend = f'<ul class="keys">{keys}</ul>' if keys else ""
-    return f'<figure class="chart"><figcaption><h3>{html.escape(title)}</h3>{legend}</figcaption>{picture}</figure>'
+    caption = f"<figcaption><h3>{html.escape(title)}</h3>{legend}</figcaption>"
+    return f'<figure class="chart {kind}">{caption}{picture}</figure>'
 
 
-def _svg(title: str, parts: list[str]) -> str:
-    size = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
+def _svg(title: str, parts: list[str], height: int = HEIGHT) -> str:
+    size = f'viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
     return f'<svg {size} role="img"><title>{html.escape(title)}</title>{"".join(parts)}</svg>'

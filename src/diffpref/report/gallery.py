@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from diffpref.evaluate.compare import Comparison, Pair
 from diffpref.evaluate.folders import GeneratedImage, open_image, read_folder
@@ -45,15 +46,22 @@ def pair_card(pair: Pair) -> str:
     """Base and tuned image of one prompt and seed, with their scores."""
     change = "win" if pair.difference > 0 else "loss" if pair.difference < 0 else "tie"
     seed = "" if pair.seed is None else f"<span>seed {pair.seed}</span>"
-    images = [
-        f'<div><div class="label"><span>{side}</span><b>{score:.3f}</b></div>'
-        f"{_picture(GeneratedImage(file, pair.prompt, pair.index, pair.seed), side)}</div>"
+    shown = [
+        (side, f"{score:.3f}", _picture(GeneratedImage(file, pair.prompt, pair.index, pair.seed), side))
         for side, file, score in (("base", pair.file_a, pair.score_a), ("tuned", pair.file_b, pair.score_b))
     ]
-    note = f'<p class="note">{seed}<b class="{change}">{_signed(pair.difference)}</b></p>'
+    return card(shown, pair.prompt, f'{seed}<b class="{change}">{_signed(pair.difference)}</b>')
+
+
+def card(shown: list[tuple[str, str, str]], prompt: str, note: str) -> str:
+    """Images side by side, each (name, value, markup of the picture), over their prompt and a note, which is markup."""
+    images = [
+        f'<div><div class="label"><span>{html.escape(name)}</span><b>{html.escape(value)}</b></div>{picture}</div>'
+        for name, value, picture in shown
+    ]
     return (
-        f'<figure class="card pair"><div class="images">{"".join(images)}</div>'
-        f'<figcaption><p dir="auto">{html.escape(pair.prompt)}</p>{note}</figcaption></figure>'
+        f'<figure class="card {"pair" * (len(shown) > 1)}"><div class="images">{"".join(images)}</div>'
+        f'<figcaption><p dir="auto">{html.escape(prompt)}</p><p class="note">{note}</p></figcaption></figure>'
     )
 
 
@@ -76,14 +84,18 @@ def _signed(difference: float) -> str:
 
 
 def _picture(image: GeneratedImage, side: str) -> str:
-    """An `img` of the image itself, decoded and written anew, so nothing but pixels enters the page."""
-    picture = open_image(image)
-    crisp = ' class="crisp"' if max(picture.size) < CRISP_BELOW else ""
-    picture.thumbnail((LARGEST_SHOWN, LARGEST_SHOWN))
-    form = "PNG" if max(picture.size) <= 2 * CRISP_BELOW else "JPEG"
+    return picture(open_image(image), f"{side}: {image.prompt}")
+
+
+def picture(image: Image.Image, text: str, largest: int = LARGEST_SHOWN) -> str:
+    """An `img` of the picture with a text instead of it, written anew, so nothing but pixels enters the page."""
+    crisp = ' class="crisp"' if max(image.size) < CRISP_BELOW else ""
+    shown = image.copy()
+    shown.thumbnail((largest, largest))
+    form = "PNG" if max(image.size) <= 2 * CRISP_BELOW else "JPEG"
     written = io.BytesIO()
-    picture.save(written, form, quality=90, optimize=True)
+    shown.save(written, form, quality=90, optimize=True)
     data = base64.b64encode(written.getvalue()).decode("ascii")
-    width, height = picture.size
-    text = html.escape(f"{side}: {image.prompt}")
-    return f'<img{crisp} src="data:image/{form.lower()};base64,{data}" width="{width}" height="{height}" alt="{text}">'
+    source = f'src="data:image/{form.lower()};base64,{data}"'
+    width, height = shown.size
+    return f'<img{crisp} {source} width="{width}" height="{height}" alt="{html.escape(text)}">'

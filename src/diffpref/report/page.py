@@ -2,18 +2,14 @@
 
 import html
 import math
-from importlib import resources
 from pathlib import Path
 
-from diffpref import __version__
 from diffpref.evaluate.compare import Comparison
 from diffpref.files import write_whole
 from diffpref.report.charts import Line, Reference, histogram, line_chart
 from diffpref.report.gallery import choices, pair_card, sample_cards
+from diffpref.report.parts import count, document, section, tile
 from diffpref.report.run import RunRecord, read_run
-
-# Should a text of the data ever slip through unescaped, the browser still neither runs nor fetches it.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def write_report(
@@ -39,33 +35,8 @@ def write_report(
             sections.append(_samples(record.samples, gallery_size))
         sections += [_curves(record), _config(record)]
     if reproduce:
-        sections.append(_section("How to reproduce", f"<pre>{html.escape(chr(10).join(reproduce))}</pre>"))
-    write_whole(output, _document(title, sections).encode("utf-8"))
-
-
-def _document(title: str, sections: list[str]) -> str:
-    style = resources.files("diffpref.report").joinpath("report.css").read_text(encoding="utf-8")
-    body = "\n".join(sections)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<link rel="icon" href="data:,">
-<title>{html.escape(title)}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-<footer>Made by diffpref {html.escape(__version__)}.</footer>
-</body>
-</html>
-"""
+        sections.append(section("How to reproduce", f"<pre>{html.escape(chr(10).join(reproduce))}</pre>"))
+    write_whole(output, document(title, sections).encode("utf-8"))
 
 
 def _header(title: str, record: RunRecord | None, comparison: Comparison | None) -> str:
@@ -88,8 +59,8 @@ def _verdict(comparison: Comparison) -> str:
     else:
         said = "No clear difference between the tuned and the base model"
     judge = html.escape(f"{comparison.scorer} {comparison.version}")
-    pairs = f"{_count(comparison.images, 'pair')} of images with the same prompt and seed"
-    return f"<strong>{said}</strong> on {_count(comparison.prompts, 'prompt')}, {pairs}, judged by <em>{judge}</em>."
+    pairs = f"{count(comparison.images, 'pair')} of images with the same prompt and seed"
+    return f"<strong>{said}</strong> on {count(comparison.prompts, 'prompt')}, {pairs}, judged by <em>{judge}</em>."
 
 
 def _win_rate_tile(comparison: Comparison) -> str:
@@ -99,7 +70,7 @@ def _win_rate_tile(comparison: Comparison) -> str:
         f'<i class="range" style="left:{low:.2%};width:{high - low:.2%}"></i>'
         f'<i class="half"></i><i class="point" style="left:{comparison.win_rate:.2%}"></i></div>'
     )
-    return _tile("Win rate", f"{comparison.win_rate:.1%}", f"95% interval {low:.1%} to {high:.1%}", bar, "wide")
+    return tile("Win rate", f"{comparison.win_rate:.1%}", f"95% interval {low:.1%} to {high:.1%}", bar, "wide")
 
 
 def _score_tile(comparison: Comparison) -> str:
@@ -108,7 +79,7 @@ def _score_tile(comparison: Comparison) -> str:
         f"difference {_signed(comparison.mean_difference)}, 95% interval "
         f"{_signed(comparison.mean_difference_low)} to {_signed(comparison.mean_difference_high)}"
     )
-    return _tile("Mean score, base → tuned", means, note, kind="wide")
+    return tile("Mean score, base → tuned", means, note, kind="wide")
 
 
 def _run_tiles(record: RunRecord) -> list[str]:
@@ -117,19 +88,12 @@ def _run_tiles(record: RunRecord) -> list[str]:
     speed = record.series("pairs_per_second").median()
     tiles = []
     if implicit is not None:
-        tiles.append(_tile("Implicit accuracy", f"{implicit:.1%}", "training pairs, at the end of the run"))
+        tiles.append(tile("Implicit accuracy", f"{implicit:.1%}", "training pairs, at the end of the run"))
     if held_out is not None:
-        tiles.append(_tile("Held-out accuracy", f"{held_out:.1%}", "pairs not trained on, at the end"))
+        tiles.append(tile("Held-out accuracy", f"{held_out:.1%}", "pairs not trained on, at the end"))
     if speed is not None:
-        tiles.append(_tile("Pairs a second", f"{speed:.3g}", "median of the logged steps"))
+        tiles.append(tile("Pairs a second", f"{speed:.3g}", "median of the logged steps"))
     return tiles
-
-
-def _tile(label: str, value: str, note: str, extra: str = "", kind: str = "") -> str:
-    return (
-        f'<div class="tile {kind}"><div class="name">{label}</div><div class="value">{value}</div>'
-        f'{extra}<div class="hint">{note}</div></div>'
-    )
 
 
 def _gallery(comparison: Comparison, size: int) -> str:
@@ -137,7 +101,7 @@ def _gallery(comparison: Comparison, size: int) -> str:
     for choice in choices(comparison, size):
         cards = "".join(map(pair_card, choice.pairs))
         parts.append(f'<h3>{choice.title}</h3><p class="hint">{choice.how}</p><div class="cards">{cards}</div>')
-    return _section("Same prompt, same seed", "".join(parts))
+    return section("Same prompt, same seed", "".join(parts))
 
 
 def _numbers(comparison: Comparison) -> str:
@@ -156,7 +120,7 @@ def _numbers(comparison: Comparison) -> str:
     table = "".join(f"<tr><th>{name}</th><td>{html.escape(text)}</td></tr>" for name, text in rows.items())
     note = "Intervals are 95% percentile bootstrap intervals that resample whole prompts."
     chart = histogram("Change in score", [pair.difference for pair in comparison.pairs])
-    return _section(
+    return section(
         "All pairs",
         f'<div class="halves">{chart}<div class="facts"><table>{table}</table><p class="hint">{note}</p></div></div>',
     )
@@ -165,7 +129,7 @@ def _numbers(comparison: Comparison) -> str:
 def _samples(folder: Path, size: int) -> str:
     cards = "".join(sample_cards(folder, size))
     note = f"The newest validation images, from <code>{html.escape(folder.name)}</code>."
-    return _section("Samples", f'<p class="hint">{note}</p><div class="cards small">{cards}</div>')
+    return section("Samples", f'<p class="hint">{note}</p><div class="cards small">{cards}</div>')
 
 
 def _curves(record: RunRecord) -> str:
@@ -190,7 +154,7 @@ def _curves(record: RunRecord) -> str:
     )
     if not any(charts):
         note = "The run has logged no metrics."
-    return _section("Training", f'<p class="hint">{note}</p><div class="charts">{"".join(charts)}</div>')
+    return section("Training", f'<p class="hint">{note}</p><div class="charts">{"".join(charts)}</div>')
 
 
 def _chart(
@@ -209,19 +173,11 @@ def _log_two(record: RunRecord) -> Reference | None:
 
 def _config(record: RunRecord) -> str:
     if record.config is None:
-        return _section("Configuration", '<p class="hint">The run has no config.yaml.</p>')
+        return section("Configuration", '<p class="hint">The run has no config.yaml.</p>')
     environment = ""
     if record.environment is not None:
         environment = f"<details><summary>Environment</summary><pre>{html.escape(record.environment)}</pre></details>"
-    return _section("Configuration", f"<pre>{html.escape(record.config.rstrip())}</pre>{environment}")
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{html.escape(title)}</h2>{content}</section>"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
+    return section("Configuration", f"<pre>{html.escape(record.config.rstrip())}</pre>{environment}")
 
 
 def _signed(value: float) -> str:
