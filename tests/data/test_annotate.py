@@ -9,19 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.datasets import encoded, make_images, noise, truncated_jpeg, write_rows, write_trl
-from support.generated import Brightness
 from support.generated import write_rows as write_metadata
 from support.tiny import make_pairs
 
 from diffpref.__main__ import main
 from diffpref.data import annotate
-from diffpref.data.annotate import caption_dataset, label_dataset, pair_with_generated, select_top
+from diffpref.data.annotate import caption_dataset, pair_with_generated, select_top
 from diffpref.data.dataset import PreferenceDataset
 from diffpref.data.schema import ImageRow, PairRow
 from diffpref.embedded import world
-from diffpref.embedded.judge import judge
 from diffpref.errors import UserError
-from diffpref.scorers.base import UnscorableError, load_scorer
 
 
 @dataclass(frozen=True)
@@ -117,48 +114,6 @@ class TestCaptions:
             caption_dataset(dataset, tmp_path / "out", Size())
         caption_dataset(dataset, tmp_path / "out", Size(), overwrite=True)
         assert len(read(tmp_path / "out")) == 2
-
-
-class TestScores:
-    def test_every_image_is_scored_for_its_rows_prompt(self, tmp_path):
-        rng, known = np.random.default_rng(0), world.compositions()
-        pictures = [encoded(Image.fromarray(world.paint(known[n], rng, 0.3))) for n in (0, 100, 200, 300)]
-        prompts = [known[0].caption(), known[300].caption()]
-        rows = make_pairs(2, prompt=prompts, chosen=pictures[:2], rejected=pictures[2:], rejected_prompt=["x", "y"])
-        label_dataset(opened(tmp_path / "in", rows), tmp_path / "out", load_scorer("embedded-judge"))
-        found = PreferenceDataset.open(tmp_path / "out")
-        for side in ("chosen", "rejected"):
-            for row in range(2):
-                image = annotate.decode(found.image_bytes(row, side))
-                assert found.numbers[f"{side}_score_embedded_judge"][row] == judge(image, prompts[row])
-        assert found.texts["rejected_prompt"] == ["x", "y"]
-
-    def test_further_scorers_add_columns_and_the_same_one_replaces_them(self, tmp_path):
-        rows = make_images(2, image=[plain(51), plain(255)], scores=[{"score_x": 1.0, "score_brightness": 7.0}] * 2)
-        label_dataset(opened(tmp_path / "in", rows), tmp_path / "out", Brightness())
-        assert [row.scores for row in read(tmp_path / "out")] == [
-            {"score_x": 1.0, "score_brightness": 0.2},
-            {"score_x": 1.0, "score_brightness": 1.0},
-        ]
-
-    def test_what_cannot_be_scored_is_null_and_counted(self, tmp_path):
-        @dataclass(frozen=True)
-        class Picky:
-            name: str = "picky"
-            version: str = "1"
-
-            def __call__(self, images, prompts):
-                if "odd" in prompts:
-                    raise UnscorableError("an odd prompt", prompts.index("odd"))
-                return [float("nan") if prompt == "nan" else 1.0 for prompt in prompts]
-
-        rows = make_images(5, prompt=["odd", "fine", "nan", "odd", "fine"])
-        summary = label_dataset(opened(tmp_path / "in", rows), tmp_path / "out", Picky())
-        assert [row.scores["score_picky"] for row in read(tmp_path / "out")] == [None, 1.0, None, None, 1.0]
-        assert (summary.kept, summary.missing) == (5, {"score_picky": 3})
-        with pytest.raises(UserError, match=r"^picky can score no image of .*none: an odd prompt$"):
-            label_dataset(opened(tmp_path / "none", make_images(2, prompt=["odd"] * 2)), tmp_path / "no", Picky())
-        assert not (tmp_path / "no").exists()
 
 
 class TestSelection:

@@ -13,6 +13,7 @@ from diffpref.errors import UserError
 
 if TYPE_CHECKING:
     from diffpref.data.dataset import PreferenceDataset
+    from diffpref.data.engine import Running
     from diffpref.data.schema import DatasetSummary
 
 
@@ -36,16 +37,27 @@ class CaptionArguments:
 
 @dataclass(frozen=True)
 class LabelArguments:
-    """Score every image for its prompt, as training with data.choice_model and `data select` read the scores."""
+    """Score every image for its prompt, as training with data.choice_model and `data select` read the scores.
+
+    Nothing is scored twice: cut off, or called again with another rule, it goes on from what its ledger holds.
+    """
 
     dataset: Annotated[Positional[Path], arg(metavar="DATASET")]
     """A dataset in the normal form, of pairs or single images."""
     output: Annotated[Positional[Path], arg(metavar="OUTPUT")]
     """The folder to write; it must be empty or absent."""
     scorer: str = "embedded-judge"
-    """The reward model."""
+    """The reward models, with commas between them: names, or Python files with a function load(device)."""
+    rule: Literal["mean", "majority", "agree"] | None = None
+    """Give pairs new labels: by the mean of standardised score differences, by votes, or only where all agree."""
     device: str = "cpu"
-    """Where the reward model runs."""
+    """Where the reward models run; with `cuda`, workers and ranks take a device each."""
+    workers: int = 1
+    """Processes that score, on this machine; more machines or GPUs: torchrun -m diffpref data label ..."""
+    engine: Literal["local", "ray"] = "local"
+    """`ray` scores on a Ray cluster whose machines all see the ledger's folder and the dataset."""
+    ledger: Path | None = None
+    """Where scores are kept for ever; DATASET.answers beside the dataset when not given."""
     split: str = "train"
     """The split to read."""
     overwrite: bool = False
@@ -104,11 +116,12 @@ def run_caption(arguments: list[str]) -> None:
 def run_label(arguments: list[str]) -> None:
     """`diffpref data label DATASET OUTPUT`."""
     given = parse(LabelArguments, arguments, "diffpref data label")
-    from diffpref.data.annotate import label_dataset
-    from diffpref.scorers.base import load_scorer
+    from diffpref.data.labelling import label_dataset, scorers_named
 
-    dataset = _opened(given)
-    _tell(given, label_dataset(dataset, given.output, load_scorer(given.scorer, given.device), given.overwrite))
+    running = _running(given.workers, given.engine, given.ledger)
+    scorers = scorers_named(given.scorer, given.device)
+    if summary := label_dataset(_opened(given), given.output, scorers, given.rule, running, given.overwrite):
+        _tell(given, summary)
 
 
 def run_select(arguments: list[str]) -> None:
@@ -132,6 +145,14 @@ def run_pairs(arguments: list[str]) -> None:
 
 
 Arguments = CaptionArguments | LabelArguments | SelectArguments | PairsArguments
+
+
+def _running(workers: int, engine: Literal["local", "ray"], ledger: Path | None) -> "Running":
+    if workers < 1:
+        raise UserError(f"--workers: {workers} is not above 0")
+    from diffpref.data.engine import Running
+
+    return Running(workers, engine, ledger)
 
 
 def _opened(given: Arguments) -> "PreferenceDataset":

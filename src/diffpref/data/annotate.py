@@ -1,4 +1,4 @@
-"""Datasets from datasets: with captions, with scores, only the best images, or paired with a model's own images.
+"""Datasets from datasets: with captions, only the best images, or paired with a model's own images.
 
 Each streams from the old folder into a new one, which is written whole or not at all and tells in its `dataset.json`
 what it was made from and how.
@@ -25,10 +25,8 @@ from diffpref.data.schema import SIDES, DatasetSummary, ImageRow, PairRow, Row, 
 from diffpref.data.threads import groups, map_in_order
 from diffpref.errors import UserError, nearest
 from diffpref.progress import Bar, track
-from diffpref.scorers.base import Scorer, UnscorableError
 
-BATCH = 32  # rows that a captioner or scorer sees at once
-Said = float | str | UnscorableError | None
+BATCH = 32  # rows that a captioner sees at once
 
 
 @runtime_checkable
@@ -60,26 +58,6 @@ def caption_dataset(
         for row, values in _said(made, lambda images, prompts: [*captioner(images, prompts)]):
             made.keep(replace(row, **{columns[side]: value for side, value in values.items()}))
             made.missing.update(columns[side] for side, value in values.items() if value is None)
-    return made.summary()
-
-
-def label_dataset(dataset: PreferenceDataset, output: Path, scorer: Scorer, overwrite: bool = False) -> DatasetSummary:
-    """The dataset with a scorer's score of every image for its row's prompt: columns named as `score_column` says.
-
-    A score is null where the scorer cannot tell. Raises UserError as `caption_dataset`, and where it can tell of none.
-    """
-    columns = {side: score_column(side, scorer.name) for side in dataset.sides}
-    options: dict[str, str | float] = {"scorer": scorer.name, "version": scorer.version}
-    refused: list[UnscorableError] = []
-    known = list(dict.fromkeys([*dataset.score_columns(), *columns.values()]))
-    with making(dataset, output, "label", options, dataset.kind, known, overwrite) as made:
-        for row, values in _said(made, lambda images, prompts: _scores(scorer, images, prompts)):
-            refused += [value for value in values.values() if isinstance(value, UnscorableError)][: 1 - len(refused)]
-            scores = {columns[side]: value if isinstance(value, float) else None for side, value in values.items()}
-            made.missing.update(column for column, score in scores.items() if score is None)
-            made.keep(replace(row, scores=row.scores | scores))
-        if refused and made.missing.total() == made.kept * len(columns):
-            raise UserError(f"{scorer.name} can score no image of {dataset.path}: {refused[0]}")
     return made.summary()
 
 
@@ -149,8 +127,8 @@ def pair_with_generated(
 
 
 def _said(
-    made: Making, say: Callable[[list[Image.Image], list[str]], Sequence[Said]]
-) -> Iterator[tuple[Row, dict[Side, Said]]]:
+    made: Making, say: Callable[[list[Image.Image], list[str]], Sequence[str | None]]
+) -> Iterator[tuple[Row, dict[Side, str | None]]]:
     """Every row whose images can be read, with what is said of each of them."""
     sides = made.dataset.sides
     with Bar(made.source, len(made.dataset), "rows") as bar:
@@ -181,22 +159,6 @@ def _image(content: bytes) -> Image.Image | BadImage:
         return decode(content)
     except BadImage as error:
         return error
-
-
-def _scores(scorer: Scorer, images: list[Image.Image], prompts: list[str]) -> list[Said]:
-    """A score for each image, or why it has none; a score that is no number counts as none."""
-    found: list[Said] = [None] * len(images)
-    asked = list(range(len(images)))
-    while asked:
-        try:
-            values = scorer([images[place] for place in asked], [prompts[place] for place in asked])
-        except UnscorableError as error:
-            found[asked.pop(error.place)] = error
-            continue
-        for place, value in zip(asked, values, strict=True):
-            found[place] = float(value) if math.isfinite(value) else None
-        break
-    return found
 
 
 def _first_different(dataset: PreferenceDataset, order: np.ndarray, top: int) -> tuple[set[int], int]:

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from diffpref.data.choice import MAX_BAD_SHARE
 from diffpref.data.dataset import Pictures, PreferenceDataset
 from diffpref.data.engine.ledger import Ledger
 from diffpref.data.engine.plan import Plan, Question, plan_of
@@ -29,15 +30,11 @@ WORKER = "DIFFPREF_WORKER"  # a worker process's number, for the choice of its d
 
 @dataclass(frozen=True)
 class Running:
-    """How a stage runs. workers: processes on this machine, this one among them. ledger: its folder, if not the usual.
-
-    max_broken: more images than this that cannot be decoded stop the work.
-    """
+    """How stages run. workers: processes on this machine, this one among them. ledger: its folder, if not the usual."""
 
     workers: int = 1
     engine: Literal["local", "ray"] = "local"
     ledger: Path | None = None
-    max_broken: float = float("inf")
 
 
 @dataclass(frozen=True)
@@ -131,10 +128,10 @@ def _answer(stage: Stage, plan: Plan, pictures: Pictures, book: Ledger, running:
     spawn = multiprocessing.get_context("spawn")
     try:
         for number in range(1, min(running.workers, len(missing_units(book, plan)))):
-            given = (stage, plan, pictures, book.root, running, number, os.getpid())
+            given = (stage, plan, pictures, book.root, number, os.getpid())
             helpers.append(spawn.Process(target=_help, args=given, daemon=True))
             helpers[-1].start()
-        work(stage, plan, pictures, book, running, shown=is_main(), waits=is_main())
+        work(stage, plan, pictures, book, shown=is_main(), waits=is_main())
         for helper in helpers:
             helper.join()
             if helper.exitcode:
@@ -144,13 +141,11 @@ def _answer(stage: Stage, plan: Plan, pictures: Pictures, book: Ledger, running:
             helper.terminate()
 
 
-def _help(
-    stage: Stage, plan: Plan, pictures: Pictures, ledger: Path, running: Running, number: int, parent: int
-) -> None:
+def _help(stage: Stage, plan: Plan, pictures: Pictures, ledger: Path, number: int, parent: int) -> None:
     """A worker process beside the main one; it ends when the main one is gone."""
     os.environ[WORKER] = str(number)
     try:
-        work(stage, plan, pictures, Ledger(ledger, stage), running, shown=False, waits=False, parent=parent)
+        work(stage, plan, pictures, Ledger(ledger, stage), shown=False, waits=False, parent=parent)
     except UserError:
         sys.exit(2)  # the main process meets the same fault, and tells of it
 
@@ -160,19 +155,19 @@ def work(
     plan: Plan,
     pictures: Pictures,
     book: Ledger,
-    running: Running,
     shown: bool,
     waits: bool,
     parent: int | None = None,
 ) -> None:
     """Claim and answer units until none is left unclaimed; who `waits` stays until all are finished.
 
-    Raises UserError where over `running.max_broken` images of this process's units are broken.
+    Raises UserError as soon as so many images are broken that over 5% of the rows must be.
     """
     missing = missing_units(book, plan)
     left = sum(unit.num_rows for unit in missing.values())
     known = known_answers(book, plan) if missing else {}
     broken, looked, say = 0, time.monotonic(), None
+    rows = sum(sum(shard.groups) for shard in pictures.shards)
     with Bar(stage.name, len(plan), "answers", done=len(plan) - left, shown=shown) as bar:
         while missing:
             before = len(missing)
@@ -185,8 +180,8 @@ def work(
                         answers = answer_unit(stage, unit, say, pictures, known)
                         book.write(name, answers)
                         broken += len(answers) - answers["broken"].null_count
-                        if broken > running.max_broken:
-                            raise UserError(_too_many(broken, unit, answers))
+                        if broken > MAX_BAD_SHARE * rows * len(pictures.sides):
+                            raise UserError(_too_many(rows, broken, unit, answers))
                     if mine and missing.pop(name, None) is not None:
                         bar.advance(unit.num_rows)
                 if time.monotonic() - looked > LOOK:
@@ -205,7 +200,8 @@ def _strike(book: Ledger, missing: dict[str, pa.Table], bar: Bar) -> None:
         bar.advance(missing.pop(name).num_rows)
 
 
-def _too_many(broken: int, unit: pa.Table, answers: pa.Table) -> str:
-    place = next(place for place, why in enumerate(answers["broken"].to_pylist()) if why)
-    where = f"row {unit['row'][place].as_py()}: image_{answers['broken'][place].as_py()}"
-    return f"over 5% of the rows are bad: {broken} images so far cannot be read; such as {where}"
+def _too_many(rows: int, broken: int, unit: pa.Table, answers: pa.Table) -> str:
+    """What is wrong, with one of the broken images."""
+    place, reason = next((place, why) for place, why in enumerate(answers["broken"].to_pylist()) if why)
+    such = f"row {unit['row'][place].as_py()}: image_{reason} ({answers['why'][place].as_py()})"
+    return f"over {MAX_BAD_SHARE:.0%} of {rows} rows are bad: {broken} images so far cannot be decoded; such as {such}"
