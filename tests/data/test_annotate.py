@@ -17,6 +17,7 @@ from diffpref.data import annotate
 from diffpref.data.annotate import caption_dataset, pair_with_generated, select_top
 from diffpref.data.dataset import PreferenceDataset
 from diffpref.data.schema import ImageRow, PairRow
+from diffpref.data.scored_pairs import pair_scored
 from diffpref.embedded import world
 from diffpref.errors import UserError
 
@@ -189,6 +190,82 @@ class TestSelection:
         with pytest.raises(UserError, match=r"no row of .* is left: 1 without a score"):
             select_top(nothing, tmp_path / "out", "hp", 1)
 
+    def test_at_most_so_many_of_a_prompt(self, tmp_path):
+        prompts = [*"ppppqq", "r"]
+        content = [plain(n) for n in (0, 0, 1, 2, 3, 4, 5)]
+        scores = [{"score_x": 9.0 - n} for n in range(7)]
+        dataset = opened(tmp_path / "in", make_images(7, image=content, prompt=prompts, scores=scores))
+        summary = select_top(dataset, tmp_path / "out", "x", 3, per_prompt=2)
+        assert [row.id for row in read(tmp_path / "out")] == ["image-0", "image-2", "image-4"]
+        assert summary.dropped == {"lower score": 2, "same image and prompt": 1, "enough of its prompt": 1}
+        assert summary.options["per_prompt"] == 2
+
+
+class TestScoredPairs:
+    def rows(self) -> list:
+        scores = [1.0, 5.0, 3.0, 5.0, None, 2.0, 7.0]
+        return make_images(
+            7,
+            prompt=[*"pqppp", "q", "r"],
+            image=[plain(n) for n in (0, 1, 2, 3, 4, 5, 6)],
+            image_model=["m"] * 7,
+            image_prompt=[f"caption {n}" for n in range(7)],
+            scores=[{"score_x": score, "score_y": 0.5} for score in scores],
+        )
+
+    @pytest.mark.parametrize(
+        ("pairing", "margin", "wanted"),
+        [
+            ("all", 0.0, [(3, 2, 2.0), (3, 0, 4.0), (2, 0, 2.0), (1, 5, 3.0)]),
+            ("adjacent", 0.0, [(3, 2, 2.0), (2, 0, 2.0), (1, 5, 3.0)]),
+            ("best-worst", 0.0, [(3, 0, 4.0), (1, 5, 3.0)]),
+            ("all", 3.0, [(3, 0, 4.0), (1, 5, 3.0)]),
+        ],
+    )
+    def test_who_meets_whom(self, tmp_path, pairing, margin, wanted):
+        summary = pair_scored(opened(tmp_path / "in", self.rows()), tmp_path / "out", "x", pairing, margin)
+        found = read(tmp_path / "out")
+        assert [(row.id, row.margin) for row in found] == [(f"image-{w}-image-{l}", m) for w, l, m in wanted]
+        assert summary.dropped.get("pair closer than min_margin", 0) == (2 if margin else 0)
+        assert (summary.read, summary.kept, summary.dropped["image without a pair"]) == (7, len(wanted), 1)
+        winner, loser, _ = wanted[0]
+        assert found[0] == PairRow(
+            id=f"image-{winner}-image-{loser}",
+            prompt="p",
+            chosen=plain(winner),
+            rejected=plain(loser),
+            chosen_prompt=f"caption {winner}",
+            rejected_prompt=f"caption {loser}",
+            margin=found[0].margin,
+            chosen_id=f"image-{winner}",
+            rejected_id=f"image-{loser}",
+            chosen_model="m",
+            rejected_model="m",
+            scores={
+                "chosen_score_x": 5.0,
+                "rejected_score_x": 5.0 - found[0].margin,
+                "chosen_score_y": 0.5,
+                "rejected_score_y": 0.5,
+            },
+        )
+
+    def test_equal_images_count_once_and_broken_ones_are_named(self, tmp_path):
+        content = [plain(0), plain(0), plain(1), *[plain(n) for n in range(2, 38)], truncated_jpeg()]
+        rows = make_images(
+            40, prompt=["p"] * 3 + ["q"] * 37, image=content, scores=[{"score_x": float(n)} for n in range(40)]
+        )
+        summary = pair_scored(opened(tmp_path / "in", rows), tmp_path / "out", "x", "best-worst")
+        assert [row.id for row in read(tmp_path / "out")] == ["image-2-image-0", "image-38-image-3"]
+        assert summary.dropped == {"same image and prompt": 1, "image_truncated": 1}
+
+    def test_what_cannot_be_paired(self, tmp_path):
+        with pytest.raises(UserError, match="`data select` makes single images"):
+            pair_scored(opened(tmp_path / "pairs", make_pairs(2)), tmp_path / "out", "x", "all")
+        with pytest.raises(UserError, match=r"no column 'score_z': did you mean 'score_[xy]'\?"):
+            pair_scored(opened(tmp_path / "in", self.rows()), tmp_path / "out", "z", "all")
+        with pytest.raises(UserError, match=r"no row of .* is left: 4 pair closer"):
+            pair_scored(PreferenceDataset.open(tmp_path / "in"), tmp_path / "out", "x", "all", 9.0)
+
 
 class TestPairs:
     def drawn(self, folder: Path, *prompts: str) -> list[tuple[str, Path]]:
@@ -282,6 +359,13 @@ class TestCommands:
             (["select", "in", "out"], "it holds no scores"),
             (["select", "in", "out", "--top", "0"], "--top: 0 is not above 0"),
             (["pairs", "in", "nowhere", "out"], "no such folder"),
+            (["pairs", "in", "out"], "EXPERTS, GENERATED and OUTPUT"),
+            (["pairs", "in", "x", "out", "--pairing", "all"], "takes DATASET and OUTPUT, not 3 folders"),
+            (["pairs", "in", "out", "--pairing", "all"], "it holds no scores"),
+            (["pairs", "in", "out", "--pairing", "best"], "--pairing"),
+            (["pairs", "in", "out", "--pairing", "all", "--min-margin", "-1"], "--min-margin: -1.0 is not 0 or above"),
+            (["pairs", "in", "x", "out", "--min-margin", "1"], "are of --pairing"),
+            (["select", "in", "out", "--per-prompt", "-1"], "--per-prompt: -1 is not 0 or above"),
             (["label", "nowhere", "out"], "does not exist"),
         ],
     )

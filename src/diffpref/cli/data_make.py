@@ -78,6 +78,8 @@ class SelectArguments:
     """Whose scores."""
     top: int = 500
     """How many images."""
+    per_prompt: int = 0
+    """At most so many images of a prompt; 0 sets no limit."""
     split: str = "train"
     """The split to read."""
     overwrite: bool = False
@@ -88,20 +90,35 @@ class SelectArguments:
 
 @dataclass(frozen=True)
 class PairsArguments:
-    """Pair expert images, as chosen, with images that a model drew for the same prompts, as rejected (SPIN)."""
+    """Pair expert images, as chosen, with images that a model drew for the same prompts, as rejected (SPIN).
 
-    dataset: Annotated[Positional[Path], arg(metavar="EXPERTS")]
-    """A dataset of single images, or of pairs, whose preferred images are taken."""
-    generated: Annotated[Positional[Path], arg(metavar="GENERATED")]
-    """A folder that `diffpref generate` filled."""
-    output: Annotated[Positional[Path], arg(metavar="OUTPUT")]
-    """The folder to write; it must be empty or absent."""
+    With --pairing, pair single images of the same prompt by their scores: data pairs DATASET OUTPUT --pairing all.
+    """
+
+    folders: Annotated[tuple[Path, ...], Positional, arg(metavar="EXPERTS GENERATED OUTPUT | DATASET OUTPUT")]
+    """Experts are single images, or pairs, whose preferred images are taken; GENERATED is what `generate` filled."""
+    pairing: Literal["all", "best-worst", "adjacent"] | None = None
+    """Of a prompt's images pair every two, the best and the worst, or each with the next lower one."""
+    by: str = "embedded-judge"
+    """Whose scores decide, with --pairing."""
+    min_margin: float = 0.0
+    """Leave out pairs whose scores differ by less, with --pairing."""
     split: str = "train"
     """The split to read."""
     overwrite: bool = False
     """Replace the output where it is a dataset that diffpref wrote."""
     json: bool = False
     """Print the counts as JSON."""
+
+    @property
+    def dataset(self) -> Path:
+        """What is read."""
+        return self.folders[0]
+
+    @property
+    def output(self) -> Path:
+        """What is written."""
+        return self.folders[-1]
 
 
 def run_caption(arguments: list[str]) -> None:
@@ -129,19 +146,34 @@ def run_select(arguments: list[str]) -> None:
     given = parse(SelectArguments, arguments, "diffpref data select")
     if given.top < 1:
         raise UserError(f"--top: {given.top} is not above 0")
+    if given.per_prompt < 0:
+        raise UserError(f"--per-prompt: {given.per_prompt} is not 0 or above")
     from diffpref.data.annotate import select_top
 
-    _tell(given, select_top(_opened(given), given.output, given.scorer, given.top, given.overwrite))
+    _tell(given, select_top(_opened(given), given.output, given.scorer, given.top, given.per_prompt, given.overwrite))
 
 
 def run_pairs(arguments: list[str]) -> None:
-    """`diffpref data pairs EXPERTS GENERATED OUTPUT`."""
+    """`diffpref data pairs EXPERTS GENERATED OUTPUT`, or `DATASET OUTPUT --pairing HOW`."""
     given = parse(PairsArguments, arguments, "diffpref data pairs")
-    from diffpref.data.annotate import pair_with_generated
-    from diffpref.evaluate.folders import read_folder
+    wanted = "DATASET and OUTPUT" if given.pairing else "EXPERTS, GENERATED and OUTPUT, or --pairing for scored images"
+    if len(given.folders) != (2 if given.pairing else 3):
+        raise UserError(f"data pairs takes {wanted}, not {len(given.folders)} folders")
+    if not given.min_margin >= 0:
+        raise UserError(f"--min-margin: {given.min_margin} is not 0 or above")
+    if given.pairing:
+        from diffpref.data.scored_pairs import pair_scored
 
-    drawn = [(image.prompt, image.file) for image in read_folder(given.generated)]
-    _tell(given, pair_with_generated(_opened(given), drawn, given.output, given.overwrite))
+        summary = pair_scored(_opened(given), given.output, given.by, given.pairing, given.min_margin, given.overwrite)
+    else:
+        if given.min_margin or given.by != PairsArguments.by:
+            raise UserError("--by and --min-margin are of --pairing all, best-worst or adjacent, which is not given")
+        from diffpref.data.annotate import pair_with_generated
+        from diffpref.evaluate.folders import read_folder
+
+        drawn = [(image.prompt, image.file) for image in read_folder(given.folders[1])]
+        summary = pair_with_generated(_opened(given), drawn, given.output, given.overwrite)
+    _tell(given, summary)
 
 
 Arguments = CaptionArguments | LabelArguments | SelectArguments | PairsArguments

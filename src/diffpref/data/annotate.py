@@ -62,39 +62,48 @@ def caption_dataset(
 
 
 def select_top(
-    dataset: PreferenceDataset, output: Path, scorer: str, top: int, overwrite: bool = False
+    dataset: PreferenceDataset, output: Path, scorer: str, top: int, per_prompt: int = 0, overwrite: bool = False
 ) -> DatasetSummary:
     """The `top` images with the highest scores in the columns of that scorer, as single images.
 
     An image counts once with a prompt, as in Diffusion-DRO's choice of experts (basiclab/DiffusionDRO,
-    tools/pickapic.py), which also takes the best of all and not of each prompt. Of equal scores the earlier row's
-    image comes first. Raises UserError where there are no such scores.
+    tools/pickapic.py), which also takes the best of all and not of each prompt; `per_prompt` above 0 takes at most so
+    many of a prompt. Of equal scores the earlier row's image comes first. Raises UserError where there are no such scores.
     """
+    columns = columns_of(dataset, scorer)
+    scores = np.stack([dataset.numbers[column] for column in columns], axis=1).ravel()  # of row r, side s: 2 r + s
+    scored = np.flatnonzero(np.isfinite(scores))
+    order = scored[np.argsort(-scores[scored], kind="stable")]
+    chosen, duplicates, surplus = _first_different(dataset, order, top, per_prompt)
+    if len(chosen) < top:
+        print(f"diffpref: warning: there are only {len(chosen)} different images with a score", file=sys.stderr)
+    names = dict.fromkeys(_of_one_image(name) for name in dataset.score_columns())
+    options: dict[str, str | float] = {"scorer": scorer, "top": top} | (
+        {"per_prompt": per_prompt} if per_prompt else {}
+    )
+    if chosen:
+        options["lowest_score"] = float(scores[sorted(chosen)].min())
+    with making(dataset, output, "select", options, "images", list(names), overwrite) as made:
+        for row, side, content in dataset.iter_images({place // len(columns) for place in chosen}):
+            if row * len(columns) + dataset.sides.index(side) in chosen:
+                made.keep(single_image(dataset, row, side, content))
+        made.read = len(scores)
+        made.dropped["lower score"] = len(order) - len(chosen) - duplicates - surplus
+        made.dropped["same image and prompt"] = duplicates
+        made.dropped["enough of its prompt"] = surplus
+        made.dropped["without a score"] = len(scores) - len(scored)
+    return made.summary()
+
+
+def columns_of(dataset: PreferenceDataset, scorer: str) -> list[str]:
+    """The columns of a scorer's scores, one a side. Raises UserError with the nearest one where there are none."""
     columns = [score_column(side, scorer) for side in dataset.sides]
     for column in columns:
         if column not in dataset.numbers:
             known = dataset.score_columns()
             advice = nearest(column, known) if known else "it holds no scores; `diffpref data label` writes them"
             raise UserError(f"{dataset.path} has no column {column!r}: {advice}")
-    scores = np.stack([dataset.numbers[column] for column in columns], axis=1).ravel()  # of row r, side s: 2 r + s
-    scored = np.flatnonzero(np.isfinite(scores))
-    order = scored[np.argsort(-scores[scored], kind="stable")]
-    chosen, duplicates = _first_different(dataset, order, top)
-    if len(chosen) < top:
-        print(f"diffpref: warning: there are only {len(chosen)} different images with a score", file=sys.stderr)
-    names = dict.fromkeys(_of_one_image(name) for name in dataset.score_columns())
-    options: dict[str, str | float] = {"scorer": scorer, "top": top}
-    if chosen:
-        options["lowest_score"] = float(scores[sorted(chosen)].min())
-    with making(dataset, output, "select", options, "images", list(names), overwrite) as made:
-        for row, side, content in dataset.iter_images({place // len(columns) for place in chosen}):
-            if row * len(columns) + dataset.sides.index(side) in chosen:
-                made.keep(_single(dataset, row, side, content))
-        made.read = len(scores)
-        made.dropped["lower score"] = len(order) - len(chosen) - duplicates
-        made.dropped["same image and prompt"] = duplicates
-        made.dropped["without a score"] = len(scores) - len(scored)
-    return made.summary()
+    return columns
 
 
 def pair_with_generated(
@@ -161,8 +170,13 @@ def _image(content: bytes) -> Image.Image | BadImage:
         return error
 
 
-def _first_different(dataset: PreferenceDataset, order: np.ndarray, top: int) -> tuple[set[int], int]:
-    """The first places of `order` with different images or prompts, `top` of them, and how many others came between."""
+def _first_different(
+    dataset: PreferenceDataset, order: np.ndarray, top: int, per_prompt: int
+) -> tuple[set[int], int, int]:
+    """The first `top` places of `order` with different images or prompts, at most `per_prompt` of a prompt.
+
+    And how many places came between: of an image and prompt that were there, and of prompts that had enough.
+    """
     looked, sides = top, len(dataset.sides)
     while True:
         places = [int(place) for place in order[:looked]]
@@ -171,18 +185,26 @@ def _first_different(dataset: PreferenceDataset, order: np.ndarray, top: int) ->
             for row, side, data in dataset.iter_images({place // sides for place in places})
         }
         seen: dict[tuple[bytes, str], int] = {}
-        duplicates = 0
+        of_prompt: Counter[str] = Counter()
+        duplicates = surplus = 0
         for place in places:
-            if len(seen) < top:
-                key = content[place], dataset.prompts[place // sides]
-                duplicates += key in seen
-                seen.setdefault(key, place)
+            prompt = dataset.prompts[place // sides]
+            key = content[place], prompt
+            if len(seen) == top:
+                break
+            if key in seen:
+                duplicates += 1
+            elif per_prompt and of_prompt[prompt] == per_prompt:
+                surplus += 1
+            else:
+                seen[key] = place
+                of_prompt[prompt] += 1
         if len(seen) == top or looked >= len(order):
-            return set(seen.values()), duplicates
+            return set(seen.values()), duplicates, surplus
         looked *= 2
 
 
-def _single(dataset: PreferenceDataset, row: int, side: Side, content: bytes) -> ImageRow:
+def single_image(dataset: PreferenceDataset, row: int, side: Side, content: bytes) -> ImageRow:
     """One image of a row by itself, with what the light columns tell of it. A pair's label is not the image's."""
     texts = {end: dataset.texts.get(f"{side}_{end}", [None] * len(dataset))[row] for end in ("prompt", "id", "model")}
     label = float(dataset.labels[row])

@@ -167,7 +167,6 @@ def work(
     left = sum(unit.num_rows for unit in missing.values())
     known = known_answers(book, plan) if missing else {}
     broken, looked, say = 0, time.monotonic(), None
-    rows = sum(sum(shard.groups) for shard in pictures.shards)
     with Bar(stage.name, len(plan), "answers", done=len(plan) - left, shown=shown) as bar:
         while missing:
             before = len(missing)
@@ -180,8 +179,7 @@ def work(
                         answers = answer_unit(stage, unit, say, pictures, known)
                         book.write(name, answers)
                         broken += len(answers) - answers["broken"].null_count
-                        if broken > MAX_BAD_SHARE * rows * len(pictures.sides):
-                            raise UserError(_too_many(rows, broken, unit, answers))
+                        refuse_broken(pictures, broken, unit, answers)
                     if mine and missing.pop(name, None) is not None:
                         bar.advance(unit.num_rows)
                 if time.monotonic() - looked > LOOK:
@@ -200,8 +198,12 @@ def _strike(book: Ledger, missing: dict[str, pa.Table], bar: Bar) -> None:
         bar.advance(missing.pop(name).num_rows)
 
 
-def _too_many(rows: int, broken: int, unit: pa.Table, answers: pa.Table) -> str:
-    """What is wrong, with one of the broken images."""
+def refuse_broken(pictures: Pictures, broken: int, unit: pa.Table, answers: pa.Table | None) -> None:
+    """Raise UserError where so many images are broken that over 5% of the rows must be; `unit` has one of them."""
+    rows = sum(sum(shard.groups) for shard in pictures.shards)
+    if answers is None or broken <= MAX_BAD_SHARE * rows * len(pictures.sides):
+        return
     place, reason = next((place, why) for place, why in enumerate(answers["broken"].to_pylist()) if why)
     such = f"row {unit['row'][place].as_py()}: image_{reason} ({answers['why'][place].as_py()})"
-    return f"over {MAX_BAD_SHARE:.0%} of {rows} rows are bad: {broken} images so far cannot be decoded; such as {such}"
+    told = f"{broken} images so far cannot be decoded; such as {such}"
+    raise UserError(f"over {MAX_BAD_SHARE:.0%} of {rows} rows are bad: {told}")

@@ -54,7 +54,7 @@ class Stage:
     load: Callable[[], Say]
     answers: Literal["number", "text"]
     batch: int = 32
-    unit: int = 256
+    unit: int = 128
 
     @property
     def key(self) -> str:
