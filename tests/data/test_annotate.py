@@ -225,7 +225,9 @@ class TestScoredPairs:
     def test_who_meets_whom(self, tmp_path, pairing, margin, wanted):
         summary = pair_scored(opened(tmp_path / "in", self.rows()), tmp_path / "out", "x", pairing, margin)
         found = read(tmp_path / "out")
-        assert [(row.id, row.margin) for row in found] == [(f"image-{w}-image-{l}", m) for w, l, m in wanted]
+        assert [(row.id, row.margin) for row in found] == [
+            (f"image-{better}-image-{worse}", by) for better, worse, by in wanted
+        ]
         assert summary.dropped.get("pair closer than min_margin", 0) == (2 if margin else 0)
         assert (summary.read, summary.kept, summary.dropped["image without a pair"]) == (7, len(wanted), 1)
         winner, loser, _ = wanted[0]

@@ -19,6 +19,7 @@ from support.tiny import make_pairs
 from diffpref.data.dataset import PreferenceDataset
 from diffpref.data.engine import Answer, Asked, Question, Refusal, Running, Stage, ask, image_questions, ledger_of
 from diffpref.data.engine.ledger import Claims, Ledger
+from diffpref.data.engine.on_ray import _refuse_small
 from diffpref.data.engine.plan import plan_of
 from diffpref.errors import UserError
 
@@ -156,7 +157,7 @@ class TestClaims:
         questions = [Question(text) for text in "abcdef"]
         mine = stage(tmp_path / "asked")
         plan, _ = plan_of(questions, 4)
-        (first, unit), (second, _) = plan.units()
+        first = next(plan.units())[0]
         book = Ledger(tmp_path / "l", mine)
         holder = self.hold(book.folder / "claims", first)
         code = "import sys, time, os; time.sleep(1); os.kill(int(sys.argv[1]), 9)"
@@ -278,3 +279,44 @@ def test_ranks_share_the_units_and_the_main_one_writes(tmp_path):
     scored = notes(tmp_path / "ranks" / "scored")
     assert len(scored) == 600 and len({words[2] + words[1] for words in scored}) == 600
     assert len({words[0] for words in scored}) == 2
+
+
+class TestRay:
+    def test_without_ray_it_says_so(self, dataset, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "ray", None)
+        with pytest.raises(UserError, match=r"needs Ray, which is not installed: pip install 'diffpref\[ray\]'"):
+            ask(stage(tmp_path / "asked"), [Question("a")], dataset, tmp_path / "l", Running(engine="ray"))
+
+    def test_a_cluster_that_would_wait_for_ever_is_refused(self):
+        _refuse_small({"CPU": 3}, Running(2))
+        with pytest.raises(UserError, match=r"2 workers need 3 CPUs .*, and the cluster has 2"):
+            _refuse_small({"CPU": 2}, Running(2))
+        with pytest.raises(UserError, match="2 workers need 2 GPUs"):
+            _refuse_small({"CPU": 8, "GPU": 1}, Running(2, gpus=1))
+
+    @pytest.mark.slow
+    def test_two_workers_one_of_them_killed_and_a_second_run_that_does_what_is_missing(self, tmp_path):
+        pytest.importorskip("ray")
+        wanted = undisturbed(tmp_path / "whole", 600)
+        folder = tmp_path / "ray"
+        pairs(folder / "in", 600)
+        process = label(folder, "--engine", "ray", "--workers", "2", SCORING_TIME="0.02")
+        while process.poll() is None and len({words[0] for words in notes(folder / "scored")}) < 2:
+            time.sleep(0.05)
+        time.sleep(1)
+        first = notes(folder / "scored")[0][0]
+        os.kill(int(first), signal.SIGKILL)  # an actor, which this test's command started
+        _, error = process.communicate()
+        assert process.returncode == 0, error
+        assert content(folder / "out") == wanted
+        scored = notes(folder / "scored")
+        assert len({words[0] for words in scored}) == 3  # Ray started another
+        assert 1200 <= len(scored) <= 1200 + 128
+        assert len({words[2] + words[1] for words in scored}) == 1200
+        more = tmp_path / "more"
+        pairs(more / "in", 650)
+        process = label(more, "--engine", "ray", "--workers", "2", "--ledger", str(folder / "in.answers"))
+        _, error = process.communicate()
+        assert process.returncode == 0, error
+        assert content(more / "out") == undisturbed(tmp_path / "whole-more", 650)
+        assert len(notes(more / "scored")) == 100

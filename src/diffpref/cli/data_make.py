@@ -135,7 +135,7 @@ def run_label(arguments: list[str]) -> None:
     given = parse(LabelArguments, arguments, "diffpref data label")
     from diffpref.data.labelling import label_dataset, scorers_named
 
-    running = _running(given.workers, given.engine, given.ledger)
+    running = _running(given.workers, given.engine, given.ledger, given.device)
     scorers = scorers_named(given.scorer, given.device)
     if summary := label_dataset(_opened(given), given.output, scorers, given.rule, running, given.overwrite):
         _tell(given, summary)
@@ -179,12 +179,12 @@ def run_pairs(arguments: list[str]) -> None:
 Arguments = CaptionArguments | LabelArguments | SelectArguments | PairsArguments
 
 
-def _running(workers: int, engine: Literal["local", "ray"], ledger: Path | None) -> "Running":
+def _running(workers: int, engine: Literal["local", "ray"], ledger: Path | None, device: str) -> "Running":
     if workers < 1:
         raise UserError(f"--workers: {workers} is not above 0")
     from diffpref.data.engine import Running
 
-    return Running(workers, engine, ledger)
+    return Running(workers, engine, ledger, gpus=int(device.startswith("cuda")))
 
 
 def _opened(given: Arguments) -> "PreferenceDataset":

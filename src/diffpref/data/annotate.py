@@ -68,7 +68,7 @@ def select_top(
 
     An image counts once with a prompt, as in Diffusion-DRO's choice of experts (basiclab/DiffusionDRO,
     tools/pickapic.py), which also takes the best of all and not of each prompt; `per_prompt` above 0 takes at most so
-    many of a prompt. Of equal scores the earlier row's image comes first. Raises UserError where there are no such scores.
+    many of a prompt. Of equal scores the earlier row's image comes first. Raises UserError where there are no scores.
     """
     columns = columns_of(dataset, scorer)
     scores = np.stack([dataset.numbers[column] for column in columns], axis=1).ravel()  # of row r, side s: 2 r + s
@@ -78,9 +78,9 @@ def select_top(
     if len(chosen) < top:
         print(f"diffpref: warning: there are only {len(chosen)} different images with a score", file=sys.stderr)
     names = dict.fromkeys(_of_one_image(name) for name in dataset.score_columns())
-    options: dict[str, str | float] = {"scorer": scorer, "top": top} | (
-        {"per_prompt": per_prompt} if per_prompt else {}
-    )
+    options: dict[str, str | float] = {"scorer": scorer, "top": top}
+    if per_prompt:
+        options["per_prompt"] = per_prompt
     if chosen:
         options["lowest_score"] = float(scores[sorted(chosen)].min())
     with making(dataset, output, "select", options, "images", list(names), overwrite) as made:

@@ -30,6 +30,7 @@ def answer_on_ray(stage: Stage, plan: Plan, pictures: Pictures, book: Ledger, ru
     Raises UserError where Ray is not installed or the cluster is too small, and as `work` does.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports to its makers otherwise
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it logs errors where nothing is wrong
     try:
         import ray
         import ray.data
@@ -45,8 +46,8 @@ def answer_on_ray(stage: Stage, plan: Plan, pictures: Pictures, book: Ledger, ru
     try:
         _refuse_small(ray.cluster_resources(), running)
         starts = [{"start": n * plan.unit} for n, (name, _) in enumerate(plan.units()) if name in missing]
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         units = ray.data.from_items(starts, override_num_blocks=min(len(starts), BLOCKS))
         told = units.map_batches(
             _Actor,

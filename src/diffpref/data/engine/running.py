@@ -30,11 +30,15 @@ WORKER = "DIFFPREF_WORKER"  # a worker process's number, for the choice of its d
 
 @dataclass(frozen=True)
 class Running:
-    """How stages run. workers: processes on this machine, this one among them. ledger: its folder, if not the usual."""
+    """How stages run. ledger: its folder, if not the usual.
+
+    workers: processes on this machine, this one among them; on Ray, actors, each with `gpus` GPUs.
+    """
 
     workers: int = 1
     engine: Literal["local", "ray"] = "local"
     ledger: Path | None = None
+    gpus: float = 0
 
 
 @dataclass(frozen=True)
