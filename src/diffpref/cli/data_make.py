@@ -27,6 +27,12 @@ class CaptionArguments:
     """The folder to write; it must be empty or absent."""
     captioner: Literal["embedded"] = "embedded"
     """What looks at the images: `embedded` names what it can measure in pictures of the embedded world."""
+    workers: int = 1
+    """Processes that caption, on this machine; more machines or GPUs: torchrun -m diffpref data caption ..."""
+    engine: Literal["local", "ray"] = "local"
+    """`ray` captions on a Ray cluster whose machines all see the ledger's folder and the dataset."""
+    ledger: Path | None = None
+    """Where captions are kept for ever; DATASET.answers beside the dataset when not given."""
     split: str = "train"
     """The split to read."""
     overwrite: bool = False
@@ -127,7 +133,9 @@ def run_caption(arguments: list[str]) -> None:
     from diffpref.data.annotate import caption_dataset
     from diffpref.embedded.describer import Describer
 
-    _tell(given, caption_dataset(_opened(given), given.output, Describer(), given.overwrite))
+    running = _running(given.workers, given.engine, given.ledger, "cpu")
+    if summary := caption_dataset(_opened(given), given.output, Describer, running, given.overwrite):
+        _tell(given, summary)
 
 
 def run_label(arguments: list[str]) -> None:

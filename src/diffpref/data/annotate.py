@@ -10,8 +10,9 @@ import hashlib
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -19,14 +20,12 @@ import numpy as np
 from PIL import Image
 
 from diffpref.data.dataset import PreferenceDataset
+from diffpref.data.engine import Asked, Once, Running, Say, Stage, ask, image_questions, is_main, ledger_of
 from diffpref.data.images import BadImage, decode
 from diffpref.data.making import Making, making
-from diffpref.data.schema import SIDES, DatasetSummary, ImageRow, PairRow, Row, Side, score_column
-from diffpref.data.threads import groups, map_in_order
+from diffpref.data.schema import DatasetSummary, ImageRow, PairRow, Row, Side, score_column
 from diffpref.errors import UserError, nearest
-from diffpref.progress import Bar, track
-
-BATCH = 32  # rows that a captioner sees at once
+from diffpref.progress import track
 
 
 @runtime_checkable
@@ -45,19 +44,32 @@ class Captioner(Protocol):
 
 
 def caption_dataset(
-    dataset: PreferenceDataset, output: Path, captioner: Captioner, overwrite: bool = False
-) -> DatasetSummary:
+    dataset: PreferenceDataset,
+    output: Path,
+    load: Callable[[], Captioner],
+    running: Running | None = None,
+    overwrite: bool = False,
+) -> DatasetSummary | None:
     """The dataset with a caption of its own for every image, in `chosen_prompt, rejected_prompt` or `image_prompt`.
 
-    Captions that were there are replaced. Raises UserError where `output` is taken or over 5% of the rows have broken
-    images, which are left out.
+    Captions that were there are replaced. Those that the ledger holds are not made again. None on ranks above 0.
+    Raises UserError where `output` is taken or over 5% of the rows have broken images, which are left out.
     """
-    columns = {side: f"{side}_prompt" for side in dataset.sides}
+    running, once = running or Running(), Once(load)
+    captioner = once()
+    columns = [f"{side}_prompt" for side in dataset.sides]
     options: dict[str, str | float] = {"captioner": captioner.name, "version": captioner.version}
+    stage = Stage(f"caption-{captioner.name}", options, partial(_captions_of, once), "text")
+    ledger = ledger_of(dataset.path, running.ledger)
+    if not is_main():
+        ask(stage, image_questions(dataset, ledger), dataset, ledger, running)
+        return None
     with making(dataset, output, "caption", options, dataset.kind, dataset.score_columns(), overwrite) as made:
-        for row, values in _said(made, lambda images, prompts: [*captioner(images, prompts)]):
-            made.keep(replace(row, **{columns[side]: value for side, value in values.items()}))
-            made.missing.update(columns[side] for side, value in values.items() if value is None)
+        answers = ask(stage, image_questions(dataset, ledger), dataset, ledger, running)
+        for _, row, said in made.answered([answers] if answers else []):
+            captions = {name: answer.value for name, answer in zip(columns, said[0], strict=True)}
+            made.missing.update(name for name, caption in captions.items() if caption is None)
+            made.keep(replace(row, **captions))
     return made.summary()
 
 
@@ -135,39 +147,13 @@ def pair_with_generated(
     return made.summary()
 
 
-def _said(
-    made: Making, say: Callable[[list[Image.Image], list[str]], Sequence[str | None]]
-) -> Iterator[tuple[Row, dict[Side, str | None]]]:
-    """Every row whose images can be read, with what is said of each of them."""
-    sides = made.dataset.sides
-    with Bar(made.source, len(made.dataset), "rows") as bar:
-        for group in groups(enumerate(map_in_order(_decoded, made.dataset.rows())), BATCH):
-            shown: list[tuple[Row, list[Image.Image]]] = []
-            for number, (row, images) in group:
-                broken = next((image for image in images if isinstance(image, BadImage)), None)
-                if broken is not None:
-                    made.drop_bad(number, f"image_{broken.reason}", str(broken))
-                else:
-                    shown.append((row, [image for image in images if isinstance(image, Image.Image)]))
-            said = say(
-                [image for _, images in shown for image in images], [row.prompt for row, _ in shown for _ in sides]
-            )
-            for place, (row, _) in enumerate(shown):
-                first = place * len(sides)
-                yield row, dict(zip(sides, said[first : first + len(sides)], strict=True))
-            bar.advance(len(group))
+def _captions_of(load: Once[Captioner]) -> Say:
+    return partial(_captions, load())
 
 
-def _decoded(row: Row) -> tuple[Row, list[Image.Image | BadImage]]:
-    sides = SIDES["pairs" if isinstance(row, PairRow) else "images"]
-    return row, [_image(getattr(row, side)) for side in sides]
-
-
-def _image(content: bytes) -> Image.Image | BadImage:
-    try:
-        return decode(content)
-    except BadImage as error:
-        return error
+def _captions(captioner: Captioner, asked: list[Asked]) -> list[str | None]:
+    images = [each.image for each in asked if each.image is not None]
+    return captioner(images, [each.text for each in asked])
 
 
 def _first_different(

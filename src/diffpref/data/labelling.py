@@ -32,7 +32,6 @@ from diffpref.data.making import Making, making
 from diffpref.data.rules import Rule, Verdicts, verdicts
 from diffpref.data.schema import DatasetSummary, score_column
 from diffpref.errors import UserError
-from diffpref.progress import track
 from diffpref.scorers.base import Scorer, UnscorableError, load_scorer
 
 LoadScorer = Callable[[], Scorer]
@@ -145,28 +144,23 @@ def _refuse_silence(stage: Stage, answers: Answers, dataset: PreferenceDataset) 
 
 def _write(made: Making, answers: list[Answers], columns: list[list[str]], rule: Rule | None) -> None:
     """Every row whose images can be read, with its scores, and with the rule's label and margin if there is one."""
-    dataset, sides = made.dataset, len(made.dataset.sides)
-    judged = _judged(answers, len(dataset), rule) if rule else None
+    labels = made.dataset.labels
+    judged = _judged(answers, len(labels), rule) if rule else None
     changed = 0
-    for number, row in enumerate(track(dataset.rows(), "label", len(dataset), "rows")):
-        first = answers[0]
-        broken = next((each for k in range(sides) if (each := first[number * sides + k]).broken), None)
-        if broken is not None:
-            made.drop_bad(number, f"image_{broken.broken}", broken.why or "")
-            continue
+    for number, row, said in made.answered(answers):
         if judged and judged.reasons[number]:
             made.drop(number, judged.reasons[number])
             continue
-        scores = {
-            name: _number(each[number * sides + k].value)
-            for each, names in zip(answers, columns, strict=True)
-            for k, name in enumerate(names)
+        values = {
+            name: _number(answer.value)
+            for of_one, names in zip(said, columns, strict=True)
+            for name, answer in zip(names, of_one, strict=True)
         }
-        made.missing.update(name for name, score in scores.items() if score is None)
-        new = replace(row, scores=row.scores | scores)
+        made.missing.update(name for name, score in values.items() if score is None)
+        new = replace(row, scores=row.scores | values)
         if judged:
             label = float(judged.labels[number])
-            changed += np.sign(label - 0.5) != np.sign(dataset.labels[number] - 0.5)
+            changed += np.sign(label - 0.5) != np.sign(labels[number] - 0.5)
             new = replace(new, label=label, margin=float(judged.margins[number]))
         made.keep(new)
     if judged:

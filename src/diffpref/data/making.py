@@ -11,9 +11,11 @@ from pathlib import Path
 
 from diffpref.data.choice import MAX_BAD_SHARE
 from diffpref.data.dataset import PreferenceDataset
+from diffpref.data.engine import Answer, Answers
 from diffpref.data.schema import FORMATS, NAMED_ROWS, DatasetSummary, Dropped, Kind, Row, read_dataset_file
 from diffpref.data.writing import ShardWriter, new_folder
 from diffpref.errors import UserError
+from diffpref.progress import track
 
 
 @dataclass
@@ -57,6 +59,20 @@ class Making:
                 f"over {MAX_BAD_SHARE:.0%} of {len(self.dataset)} rows are bad: {self.bad} after reading {self.read}; "
                 f"the first: {self.named[0]}"
             )
+
+    def answered(self, answers: Sequence[Answers]) -> Iterator[tuple[int, Row, list[list[Answer]]]]:
+        """Every row whose images can be decoded, by number, with its answers: a list a tool, in it one for each image.
+
+        answers: of each tool what it says of `image_questions`. Rows with broken images are dropped as bad.
+        """
+        sides = len(self.dataset.sides)
+        for number, row in enumerate(track(self.dataset.rows(), self.source, len(self.dataset), "rows")):
+            said = [[each[number * sides + side] for side in range(sides)] for each in answers]
+            broken = next((answer for answer in said[0] if answer.broken), None)
+            if broken is None:
+                yield number, row, said
+            else:
+                self.drop_bad(number, f"image_{broken.broken}", broken.why or "")
 
     def summary(self) -> DatasetSummary:
         """What `dataset.json` will say."""

@@ -35,10 +35,10 @@ def verdicts(differences: np.ndarray, rule: Rule) -> Verdicts:
     whole = np.isfinite(differences).all(axis=1)
     known = np.where(whole[:, None], differences, 0.0)
     scales = np.sqrt((known**2).sum(axis=0) / max(int(whole.sum()), 1))
-    votes = np.sign(known)
+    votes = np.asarray(np.sign(known))
     mean = (known / np.where(scales > 0, scales, 1.0)).mean(axis=1)
     values = votes.mean(axis=1) if rule == "majority" else mean
     agreed = (votes == votes[:, :1]).all(axis=1)
     kept = whole & agreed if rule == "agree" else whole
-    reasons = ["" if keep else DISAGREE if scored else UNSCORED for keep, scored in zip(kept, whole, strict=True)]
+    reasons = np.where(kept, "", np.where(whole, DISAGREE, UNSCORED)).tolist()
     return Verdicts(np.where(kept, (1 + np.sign(values)) / 2, np.nan), np.abs(values), reasons, scales)

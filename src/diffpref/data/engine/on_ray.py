@@ -6,6 +6,7 @@ what it had not finished is answered by another; finished units are files, so no
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import time
@@ -32,8 +33,8 @@ def answer_on_ray(stage: Stage, plan: Plan, pictures: Pictures, book: Ledger, ru
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports to its makers otherwise
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it logs errors where nothing is wrong
     try:
-        import ray
-        import ray.data
+        ray = importlib.import_module("ray")
+        importlib.import_module("ray.data")
     except ImportError:
         raise UserError("--engine ray needs Ray, which is not installed: pip install 'diffpref[ray]'") from None
     missing = missing_units(book, plan)
@@ -74,10 +75,8 @@ class _Actor:
     """Answers units on some machine; the tool is loaded with the first of them."""
 
     def __init__(self, stage: Stage, plan: Any, pictures: Pictures, book: Ledger) -> None:
-        import ray
-
         self._stage, self._pictures = stage, pictures
-        self._plan: Plan = ray.get(plan)
+        self._plan: Plan = importlib.import_module("ray").get(plan)
         self._book = Ledger(book.root, stage)
         self._known = known_answers(self._book, self._plan)
         self._say: Say | None = None
