@@ -32,7 +32,7 @@ def verdicts(differences: np.ndarray, rule: Rule) -> Verdicts:
     votes win, as many for each are a tie; the margin is the surplus of votes over the number of scorers. agree: as
     mean, and only pairs on which all votes are the same. A pair that a scorer could not score has no label.
     """
-    whole = np.isfinite(differences).all(axis=1)
+    whole = np.asarray(np.isfinite(differences).all(axis=1))
     known = np.where(whole[:, None], differences, 0.0)
     scales = np.sqrt((known**2).sum(axis=0) / max(int(whole.sum()), 1))
     votes = np.asarray(np.sign(known))

@@ -60,10 +60,12 @@ class Ledger:
         self.folder = folder / f"{stage.name}-{stage.key}"
         self._schema = stage.schema
         told = {"stage": stage.name, "answers": stage.answers, **stage.identity}
-        if not (self.folder / "stage.json").is_file():
-            write_whole(self.folder / "stage.json", (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode())
-        with writing(self.folder):
+        with writing(self.folder / "claims"):
             self.claims = Claims(self.folder / "claims")
+        with self.claims.claim("0") as mine:  # else another process writes it just now
+            if mine and not (self.folder / "stage.json").is_file():
+                text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
+                write_whole(self.folder / "stage.json", text.encode())
 
     def finished(self) -> set[str]:
         """The names of the units that are there."""
@@ -114,4 +116,4 @@ def writing(place: Path) -> Iterator[None]:
         place.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        raise UserError(f"cannot write {place}: {error.strerror or error}") from error
+        raise UserError(f"cannot write {place}: {error.strerror or error} (--ledger names another folder)") from error
