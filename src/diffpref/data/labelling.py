@@ -130,8 +130,7 @@ def _scores(scorer: Scorer, asked: list[Asked]) -> list[Said]:
 
 def _ask_all(dataset: PreferenceDataset, stages: list[Stage], running: Running) -> list[Answers | None]:
     ledger = ledger_of(dataset.path, running.ledger)
-    questions = list(image_questions(dataset, ledger))
-    return [ask(stage, questions, dataset, ledger, running) for stage in stages]
+    return [ask(stage, image_questions(dataset, ledger), dataset, ledger, running) for stage in stages]
 
 
 def _refuse_silence(stage: Stage, answers: Answers, dataset: PreferenceDataset) -> None:

@@ -117,6 +117,6 @@ def making(
             made = Making(dataset, source, options, kind, shards)
             yield made
         if not made.kept:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in made.dropped.most_common())
+            reasons = ", ".join(f"{count} {reason}" for reason, count in made.dropped.most_common() if count)
             raise UserError(f"no row of {dataset.path} is left: {reasons}")
         made.summary().write(folder)

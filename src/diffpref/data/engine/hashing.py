@@ -28,21 +28,22 @@ def image_questions(dataset: PreferenceDataset, ledger: Path) -> Iterator[Questi
     with writing(folder / "claims"):
         claims = Claims(folder / "claims")
     sides = len(dataset.sides)
-    with Bar("hashes", sides * len(dataset), "images") as bar:
-        for shard in dataset.shards:
-            hashes = _hashes(shard, dataset, folder, claims)
-            bar.advance(len(hashes))
+    files = [folder / f"{_identity(shard)}.parquet" for shard in dataset.shards]
+    there = sides * sum(sum(shard.groups) for shard, file in zip(dataset.shards, files, strict=True) if file.is_file())
+    with Bar("hashes", sides * len(dataset), "images", done=there) as bar:
+        for shard, file in zip(dataset.shards, files, strict=True):
+            fresh = not file.is_file()
+            hashes = _hashes(shard, dataset, file, claims)
+            bar.advance(fresh * len(hashes))
             for place, content in enumerate(hashes):
                 row, side = shard.first + place // sides, dataset.sides[place % sides]
                 yield Question(dataset.prompts[row], content, row=row, side=side)
 
 
-def _hashes(shard: Shard, dataset: PreferenceDataset, folder: Path, claims: Claims) -> list[bytes]:
+def _hashes(shard: Shard, dataset: PreferenceDataset, file: Path, claims: Claims) -> list[bytes]:
     """The hashes of one file's images, from the ledger or made now."""
-    name = _identity(shard)
-    file = folder / f"{name}.parquet"
     while True:
-        with claims.claim(name) as mine:
+        with claims.claim(file.stem) as mine:
             if (table := read_table(file)) is not None:
                 return table["sha256"].to_pylist()
             if mine:
