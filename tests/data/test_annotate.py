@@ -1,6 +1,7 @@
 """Datasets from datasets: what is added is right, what was there is kept, and every row is accounted for."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -116,6 +117,18 @@ class TestCaptions:
             caption_dataset(dataset, tmp_path / "out", Size)
         caption_dataset(dataset, tmp_path / "out", Size, overwrite=True)
         assert len(read(tmp_path / "out")) == 2
+
+    def test_what_a_killed_process_left_is_put_right(self, tmp_path):
+        dataset, nobody = opened(tmp_path / "in", make_images(2)), 2**30  # no process has so high a number
+        opened(tmp_path / f".out.former-{nobody}", make_images(3))  # killed between two renames of --overwrite
+        (tmp_path / f".out.partial-{nobody}").mkdir()
+        (tmp_path / f".out.partial-{os.getppid()}").mkdir()
+        (tmp_path / ".out.partial-other").mkdir()
+        with pytest.raises(UserError, match="exists and is not empty"):
+            caption_dataset(dataset, tmp_path / "out", Size)
+        assert len(read(tmp_path / "out")) == 3
+        assert not list(tmp_path.glob(f".out.*-{nobody}"))
+        assert (tmp_path / ".out.partial-other").exists() and (tmp_path / f".out.partial-{os.getppid()}").exists()
 
 
 class TestSelection:

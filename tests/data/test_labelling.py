@@ -219,3 +219,8 @@ class TestCommand:
         assert "cannot read the scorer" in fails(capsys, [*label, str(tmp_path / "none.py")])
         assert "--workers: 0 is not above 0" in fails(capsys, [*label, "embedded-judge", "--workers", "0"])
         assert not (tmp_path / "out").exists()
+
+    def test_ray_is_not_started_by_every_rank(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        label = ["data", "label", str(tmp_path / "in"), str(tmp_path / "out"), "--engine", "ray"]
+        assert "start it once, without torchrun" in fails(capsys, label)

@@ -1,6 +1,7 @@
 """`diffpref data caption | label | select | pairs`: datasets made from datasets."""
 
 import json
+import os
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -190,6 +191,8 @@ Arguments = CaptionArguments | LabelArguments | SelectArguments | PairsArguments
 def _running(workers: int, engine: Literal["local", "ray"], ledger: Path | None, device: str) -> "Running":
     if workers < 1:
         raise UserError(f"--workers: {workers} is not above 0")
+    if engine == "ray" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("--engine ray has workers of its own: start it once, without torchrun or accelerate launch")
     from diffpref.data.engine import Running
 
     return Running(workers, engine, ledger, gpus=int(device.startswith("cuda")))
