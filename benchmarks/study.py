@@ -1,7 +1,8 @@
 """Every objective on the embedded model, measured on held-out prompts: `make study`, or `python benchmarks/study.py`.
 
 Each entry trains, draws the 216 held-out prompts four times and is compared with the base model by the embedded judge,
-all through the commands that users have. Entries run side by side, one a core, and one that is finished is not run again.
+all through the commands that users have. Entries run side by side, one a core, and one that is finished is not run
+again.
 Writes docs/study.md and docs/study.svg.
 """
 

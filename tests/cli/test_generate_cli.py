@@ -1,6 +1,8 @@
 """`diffpref generate`: images that depend on prompt and seed alone, in a folder that one set fills."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -344,3 +346,29 @@ def test_cut_prompts_are_counted(pipeline, tmp_path, caplog):
     options = ["--prompts", str(tmp_path / "prompts.txt"), *QUICK]
     assert main(["generate", str(pipeline), str(tmp_path / "out"), *options]) == 0
     assert "1 of 2 prompts" in caplog.text
+
+
+class TestRanks:
+    def test_a_rank_that_comes_late_has_nothing_to_do(self, draw, monkeypatch, capsys):
+        folder = draw("out")
+        before = contents(folder)
+        monkeypatch.setenv("RANK", "1")
+        draw("out")
+        assert capsys.readouterr().out == ""
+        assert contents(folder) == before
+        (folder / "00001-0.png").unlink()
+        draw("out")  # and draws what is missing, though metadata.jsonl is there
+        assert contents(folder) == before | {".claims.part": b""}  # the main rank would remove it
+
+    @pytest.mark.slow
+    def test_ranks_share_the_images(self, draw, pipeline, prompts, tmp_path):
+        alone = draw("alone", "--images-per-prompt", "6", "--batch-size", "2")
+        together = tmp_path / "together"
+        launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "-m", "diffpref", "generate"]
+        options = ["--prompts", str(prompts), *QUICK, "--images-per-prompt", "6", "--batch-size", "2"]
+        done = subprocess.run(
+            [sys.executable, *launch, str(pipeline), str(together), *options], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("30 images of 5 prompts") == 1
+        assert contents(together) == contents(alone)

@@ -1,6 +1,7 @@
 """Datasets from datasets: what is added is right, what was there is kept, and every row is accounted for."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,19 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.datasets import encoded, make_images, noise, truncated_jpeg, write_rows, write_trl
-from support.generated import Brightness
 from support.generated import write_rows as write_metadata
 from support.tiny import make_pairs
 
 from diffpref.__main__ import main
-from diffpref.data import annotate
-from diffpref.data.annotate import caption_dataset, label_dataset, pair_with_generated, select_top
+from diffpref.data.annotate import caption_dataset, pair_with_generated, select_top
 from diffpref.data.dataset import PreferenceDataset
 from diffpref.data.schema import ImageRow, PairRow
+from diffpref.data.scored_pairs import pair_scored
 from diffpref.embedded import world
-from diffpref.embedded.judge import judge
 from diffpref.errors import UserError
-from diffpref.scorers.base import UnscorableError, load_scorer
 
 
 @dataclass(frozen=True)
@@ -51,8 +49,7 @@ def read(folder: Path) -> list:
 
 
 class TestCaptions:
-    def test_every_image_of_a_pair_gets_its_own_and_all_else_stays(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(annotate, "BATCH", 3)
+    def test_every_image_of_a_pair_gets_its_own_and_all_else_stays(self, tmp_path):
         rows = make_pairs(
             7,
             chosen=[encoded(noise(n, 10 + n, 5)) for n in range(7)],
@@ -62,24 +59,24 @@ class TestCaptions:
             scores=[{"chosen_score_x": float(n), "rejected_score_x": None} for n in range(7)],
         )
         size = Size()
-        summary = caption_dataset(opened(tmp_path / "in", rows), tmp_path / "out", size)
+        summary = caption_dataset(opened(tmp_path / "in", rows), tmp_path / "out", lambda: size)
         assert read(tmp_path / "out") == [
             replace(row, chosen_prompt=f"{10 + n} by 5: {row.prompt}", rejected_prompt=f"{40 + n} by 6: {row.prompt}")
             for n, row in enumerate(rows)
         ]
-        assert size.groups == [6, 6, 2]
+        assert size.groups == [14]
         assert (summary.read, summary.kept, summary.ties, summary.dropped, summary.missing) == (7, 7, 1, {}, {})
 
     def test_single_images_and_images_that_cannot_be_captioned(self, tmp_path):
         images = [encoded(noise(0, 9, 5)), encoded(noise(1, 5, 5))]
         rows = make_images(2, image=images, image_prompt=["former", "former"])
-        summary = caption_dataset(opened(tmp_path / "in", rows), tmp_path / "out", Size())
+        summary = caption_dataset(opened(tmp_path / "in", rows), tmp_path / "out", Size)
         assert [row.image_prompt for row in read(tmp_path / "out")] == [f"9 by 5: {rows[0].prompt}", None]
         assert summary.missing == {"image_prompt": 1}
 
     def test_dataset_json_tells_where_it_comes_from(self, tmp_path):
-        caption_dataset(opened(tmp_path / "in", make_images(2)), tmp_path / "out", Size())
-        caption_dataset(PreferenceDataset.open(tmp_path / "out"), tmp_path / "again", Size())
+        caption_dataset(opened(tmp_path / "in", make_images(2)), tmp_path / "out", Size)
+        caption_dataset(PreferenceDataset.open(tmp_path / "out"), tmp_path / "again", Size)
         described = json.loads((tmp_path / "again" / "dataset.json").read_text())
         assert (described["source"], described["format"]) == ("caption", "diffpref-images-1")
         assert described["options"] == {"captioner": "size", "version": "3"}
@@ -90,7 +87,7 @@ class TestCaptions:
         content = [plain(n) for n in range(40)]
         content[11] = truncated_jpeg()
         content[12] = b""
-        summary = caption_dataset(opened(tmp_path / "in", make_images(40, image=content)), tmp_path / "out", Size())
+        summary = caption_dataset(opened(tmp_path / "in", make_images(40, image=content)), tmp_path / "out", Size)
         assert [row.id for row in read(tmp_path / "out")] == [f"image-{n}" for n in range(40) if n not in (11, 12)]
         assert summary.dropped == {"image_truncated": 1, "image_empty": 1}
         assert [(bad.file, bad.row, bad.reason) for bad in summary.bad_rows] == [
@@ -99,66 +96,39 @@ class TestCaptions:
         ]
         content[39] = b"no image"
         dataset = opened(tmp_path / "more", make_images(40, image=content))
-        with pytest.raises(UserError, match=r"^over 5% of 40 rows are bad: 3 after reading \d+; the first: "):
-            caption_dataset(dataset, tmp_path / "stopped", Size())
+        with pytest.raises(
+            UserError,
+            match=r"^over 5% of 40 rows are bad: 3 images .* such as row 11: image_truncated",
+        ):
+            caption_dataset(dataset, tmp_path / "stopped", Size)
         assert not (tmp_path / "stopped").exists()
 
     def test_columns_of_no_normal_form_are_told_of(self, tmp_path, capsys):
         write_trl(tmp_path / "in" / "a.parquet", [("p", plain(0, 9), plain(1, 9))], mine=[1], yours=[2])
-        caption_dataset(PreferenceDataset.open(tmp_path / "in"), tmp_path / "out", Size())
+        caption_dataset(PreferenceDataset.open(tmp_path / "in"), tmp_path / "out", Size)
         assert "diffpref: warning: columns of no normal form are left out: mine, yours" in capsys.readouterr().err
 
     def test_the_output_is_neither_the_input_nor_taken(self, tmp_path):
         dataset = opened(tmp_path / "in", make_images(2))
         with pytest.raises(UserError, match="would replace the input"):
-            caption_dataset(dataset, tmp_path / "in", Size(), overwrite=True)
+            caption_dataset(dataset, tmp_path / "in", Size, overwrite=True)
         opened(tmp_path / "out", make_images(3))
         with pytest.raises(UserError, match="exists and is not empty"):
-            caption_dataset(dataset, tmp_path / "out", Size())
-        caption_dataset(dataset, tmp_path / "out", Size(), overwrite=True)
+            caption_dataset(dataset, tmp_path / "out", Size)
+        caption_dataset(dataset, tmp_path / "out", Size, overwrite=True)
         assert len(read(tmp_path / "out")) == 2
 
-
-class TestScores:
-    def test_every_image_is_scored_for_its_rows_prompt(self, tmp_path):
-        rng, known = np.random.default_rng(0), world.compositions()
-        pictures = [encoded(Image.fromarray(world.paint(known[n], rng, 0.3))) for n in (0, 100, 200, 300)]
-        prompts = [known[0].caption(), known[300].caption()]
-        rows = make_pairs(2, prompt=prompts, chosen=pictures[:2], rejected=pictures[2:], rejected_prompt=["x", "y"])
-        label_dataset(opened(tmp_path / "in", rows), tmp_path / "out", load_scorer("embedded-judge"))
-        found = PreferenceDataset.open(tmp_path / "out")
-        for side in ("chosen", "rejected"):
-            for row in range(2):
-                image = annotate.decode(found.image_bytes(row, side))
-                assert found.numbers[f"{side}_score_embedded_judge"][row] == judge(image, prompts[row])
-        assert found.texts["rejected_prompt"] == ["x", "y"]
-
-    def test_further_scorers_add_columns_and_the_same_one_replaces_them(self, tmp_path):
-        rows = make_images(2, image=[plain(51), plain(255)], scores=[{"score_x": 1.0, "score_brightness": 7.0}] * 2)
-        label_dataset(opened(tmp_path / "in", rows), tmp_path / "out", Brightness())
-        assert [row.scores for row in read(tmp_path / "out")] == [
-            {"score_x": 1.0, "score_brightness": 0.2},
-            {"score_x": 1.0, "score_brightness": 1.0},
-        ]
-
-    def test_what_cannot_be_scored_is_null_and_counted(self, tmp_path):
-        @dataclass(frozen=True)
-        class Picky:
-            name: str = "picky"
-            version: str = "1"
-
-            def __call__(self, images, prompts):
-                if "odd" in prompts:
-                    raise UnscorableError("an odd prompt", prompts.index("odd"))
-                return [float("nan") if prompt == "nan" else 1.0 for prompt in prompts]
-
-        rows = make_images(5, prompt=["odd", "fine", "nan", "odd", "fine"])
-        summary = label_dataset(opened(tmp_path / "in", rows), tmp_path / "out", Picky())
-        assert [row.scores["score_picky"] for row in read(tmp_path / "out")] == [None, 1.0, None, None, 1.0]
-        assert (summary.kept, summary.missing) == (5, {"score_picky": 3})
-        with pytest.raises(UserError, match=r"^picky can score no image of .*none: an odd prompt$"):
-            label_dataset(opened(tmp_path / "none", make_images(2, prompt=["odd"] * 2)), tmp_path / "no", Picky())
-        assert not (tmp_path / "no").exists()
+    def test_what_a_killed_process_left_is_put_right(self, tmp_path):
+        dataset, nobody = opened(tmp_path / "in", make_images(2)), 2**30  # no process has so high a number
+        opened(tmp_path / f".out.former-{nobody}", make_images(3))  # killed between two renames of --overwrite
+        (tmp_path / f".out.partial-{nobody}").mkdir()
+        (tmp_path / f".out.partial-{os.getppid()}").mkdir()
+        (tmp_path / ".out.partial-other").mkdir()
+        with pytest.raises(UserError, match="exists and is not empty"):
+            caption_dataset(dataset, tmp_path / "out", Size)
+        assert len(read(tmp_path / "out")) == 3
+        assert not list(tmp_path.glob(f".out.*-{nobody}"))
+        assert (tmp_path / ".out.partial-other").exists() and (tmp_path / f".out.partial-{os.getppid()}").exists()
 
 
 class TestSelection:
@@ -233,6 +203,84 @@ class TestSelection:
         nothing = opened(tmp_path / "null", make_images(1, scores=[{"score_hp": None}]))
         with pytest.raises(UserError, match=r"no row of .* is left: 1 without a score"):
             select_top(nothing, tmp_path / "out", "hp", 1)
+
+    def test_at_most_so_many_of_a_prompt(self, tmp_path):
+        prompts = [*"ppppqq", "r"]
+        content = [plain(n) for n in (0, 0, 1, 2, 3, 4, 5)]
+        scores = [{"score_x": 9.0 - n} for n in range(7)]
+        dataset = opened(tmp_path / "in", make_images(7, image=content, prompt=prompts, scores=scores))
+        summary = select_top(dataset, tmp_path / "out", "x", 3, per_prompt=2)
+        assert [row.id for row in read(tmp_path / "out")] == ["image-0", "image-2", "image-4"]
+        assert summary.dropped == {"lower score": 2, "same image and prompt": 1, "enough of its prompt": 1}
+        assert summary.options["per_prompt"] == 2
+
+
+class TestScoredPairs:
+    def rows(self) -> list:
+        scores = [1.0, 5.0, 3.0, 5.0, None, 2.0, 7.0]
+        return make_images(
+            7,
+            prompt=[*"pqppp", "q", "r"],
+            image=[plain(n) for n in (0, 1, 2, 3, 4, 5, 6)],
+            image_model=["m"] * 7,
+            image_prompt=[f"caption {n}" for n in range(7)],
+            scores=[{"score_x": score, "score_y": 0.5} for score in scores],
+        )
+
+    @pytest.mark.parametrize(
+        ("pairing", "margin", "wanted"),
+        [
+            ("all", 0.0, [(3, 2, 2.0), (3, 0, 4.0), (2, 0, 2.0), (1, 5, 3.0)]),
+            ("adjacent", 0.0, [(3, 2, 2.0), (2, 0, 2.0), (1, 5, 3.0)]),
+            ("best-worst", 0.0, [(3, 0, 4.0), (1, 5, 3.0)]),
+            ("all", 3.0, [(3, 0, 4.0), (1, 5, 3.0)]),
+        ],
+    )
+    def test_who_meets_whom(self, tmp_path, pairing, margin, wanted):
+        summary = pair_scored(opened(tmp_path / "in", self.rows()), tmp_path / "out", "x", pairing, margin)
+        found = read(tmp_path / "out")
+        assert [(row.id, row.margin) for row in found] == [
+            (f"image-{better}-image-{worse}", by) for better, worse, by in wanted
+        ]
+        assert summary.dropped.get("pair closer than min_margin", 0) == (2 if margin else 0)
+        assert (summary.read, summary.kept, summary.dropped["image without a pair"]) == (7, len(wanted), 1)
+        winner, loser, _ = wanted[0]
+        assert found[0] == PairRow(
+            id=f"image-{winner}-image-{loser}",
+            prompt="p",
+            chosen=plain(winner),
+            rejected=plain(loser),
+            chosen_prompt=f"caption {winner}",
+            rejected_prompt=f"caption {loser}",
+            margin=found[0].margin,
+            chosen_id=f"image-{winner}",
+            rejected_id=f"image-{loser}",
+            chosen_model="m",
+            rejected_model="m",
+            scores={
+                "chosen_score_x": 5.0,
+                "rejected_score_x": 5.0 - found[0].margin,
+                "chosen_score_y": 0.5,
+                "rejected_score_y": 0.5,
+            },
+        )
+
+    def test_equal_images_count_once_and_broken_ones_are_named(self, tmp_path):
+        content = [plain(0), plain(0), plain(1), *[plain(n) for n in range(2, 38)], truncated_jpeg()]
+        rows = make_images(
+            40, prompt=["p"] * 3 + ["q"] * 37, image=content, scores=[{"score_x": float(n)} for n in range(40)]
+        )
+        summary = pair_scored(opened(tmp_path / "in", rows), tmp_path / "out", "x", "best-worst")
+        assert [row.id for row in read(tmp_path / "out")] == ["image-2-image-0", "image-38-image-3"]
+        assert summary.dropped == {"same image and prompt": 1, "image_truncated": 1}
+
+    def test_what_cannot_be_paired(self, tmp_path):
+        with pytest.raises(UserError, match="`data select` makes single images"):
+            pair_scored(opened(tmp_path / "pairs", make_pairs(2)), tmp_path / "out", "x", "all")
+        with pytest.raises(UserError, match=r"no column 'score_z': did you mean 'score_[xy]'\?"):
+            pair_scored(opened(tmp_path / "in", self.rows()), tmp_path / "out", "z", "all")
+        with pytest.raises(UserError, match=r"no row of .* is left: 4 pair closer"):
+            pair_scored(PreferenceDataset.open(tmp_path / "in"), tmp_path / "out", "x", "all", 9.0)
 
 
 class TestPairs:
@@ -327,6 +375,13 @@ class TestCommands:
             (["select", "in", "out"], "it holds no scores"),
             (["select", "in", "out", "--top", "0"], "--top: 0 is not above 0"),
             (["pairs", "in", "nowhere", "out"], "no such folder"),
+            (["pairs", "in", "out"], "EXPERTS, GENERATED and OUTPUT"),
+            (["pairs", "in", "x", "out", "--pairing", "all"], "takes DATASET and OUTPUT, not 3 folders"),
+            (["pairs", "in", "out", "--pairing", "all"], "it holds no scores"),
+            (["pairs", "in", "out", "--pairing", "best"], "--pairing"),
+            (["pairs", "in", "out", "--pairing", "all", "--min-margin", "-1"], "--min-margin: -1.0 is not 0 or above"),
+            (["pairs", "in", "x", "out", "--min-margin", "1"], "are of --pairing"),
+            (["select", "in", "out", "--per-prompt", "-1"], "--per-prompt: -1 is not 0 or above"),
             (["label", "nowhere", "out"], "does not exist"),
         ],
     )

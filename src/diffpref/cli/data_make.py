@@ -1,6 +1,7 @@
 """`diffpref data caption | label | select | pairs`: datasets made from datasets."""
 
 import json
+import os
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from diffpref.errors import UserError
 
 if TYPE_CHECKING:
     from diffpref.data.dataset import PreferenceDataset
+    from diffpref.data.engine import Running
     from diffpref.data.schema import DatasetSummary
 
 
@@ -26,6 +28,12 @@ class CaptionArguments:
     """The folder to write; it must be empty or absent."""
     captioner: Literal["embedded"] = "embedded"
     """What looks at the images: `embedded` names what it can measure in pictures of the embedded world."""
+    workers: int = 1
+    """Processes that caption, on this machine; more machines or GPUs: torchrun -m diffpref data caption ..."""
+    engine: Literal["local", "ray"] = "local"
+    """`ray` captions on a Ray cluster whose machines all see the ledger's folder and the dataset."""
+    ledger: Path | None = None
+    """Where captions are kept for ever; DATASET.answers beside the dataset when not given."""
     split: str = "train"
     """The split to read."""
     overwrite: bool = False
@@ -36,16 +44,27 @@ class CaptionArguments:
 
 @dataclass(frozen=True)
 class LabelArguments:
-    """Score every image for its prompt, as training with data.choice_model and `data select` read the scores."""
+    """Score every image for its prompt, as training with data.choice_model and `data select` read the scores.
+
+    Nothing is scored twice: cut off, or called again with another rule, it goes on from what its ledger holds.
+    """
 
     dataset: Annotated[Positional[Path], arg(metavar="DATASET")]
     """A dataset in the normal form, of pairs or single images."""
     output: Annotated[Positional[Path], arg(metavar="OUTPUT")]
     """The folder to write; it must be empty or absent."""
     scorer: str = "embedded-judge"
-    """The reward model."""
+    """The reward models, with commas between them: names, or Python files with a function load(device)."""
+    rule: Literal["mean", "majority", "agree"] | None = None
+    """Give pairs new labels: by the mean of standardised score differences, by votes, or only where all agree."""
     device: str = "cpu"
-    """Where the reward model runs."""
+    """Where the reward models run; with `cuda`, workers and ranks take a device each."""
+    workers: int = 1
+    """Processes that score, on this machine; more machines or GPUs: torchrun -m diffpref data label ..."""
+    engine: Literal["local", "ray"] = "local"
+    """`ray` scores on a Ray cluster whose machines all see the ledger's folder and the dataset."""
+    ledger: Path | None = None
+    """Where scores are kept for ever; DATASET.answers beside the dataset when not given."""
     split: str = "train"
     """The split to read."""
     overwrite: bool = False
@@ -66,6 +85,8 @@ class SelectArguments:
     """Whose scores."""
     top: int = 500
     """How many images."""
+    per_prompt: int = 0
+    """At most so many images of a prompt; 0 sets no limit."""
     split: str = "train"
     """The split to read."""
     overwrite: bool = False
@@ -76,20 +97,35 @@ class SelectArguments:
 
 @dataclass(frozen=True)
 class PairsArguments:
-    """Pair expert images, as chosen, with images that a model drew for the same prompts, as rejected (SPIN)."""
+    """Pair expert images, as chosen, with images that a model drew for the same prompts, as rejected (SPIN).
 
-    dataset: Annotated[Positional[Path], arg(metavar="EXPERTS")]
-    """A dataset of single images, or of pairs, whose preferred images are taken."""
-    generated: Annotated[Positional[Path], arg(metavar="GENERATED")]
-    """A folder that `diffpref generate` filled."""
-    output: Annotated[Positional[Path], arg(metavar="OUTPUT")]
-    """The folder to write; it must be empty or absent."""
+    With --pairing, pair single images of the same prompt by their scores: data pairs DATASET OUTPUT --pairing all.
+    """
+
+    folders: Annotated[tuple[Path, ...], Positional, arg(metavar="EXPERTS GENERATED OUTPUT | DATASET OUTPUT")]
+    """Experts are single images, or pairs, whose preferred images are taken; GENERATED is what `generate` filled."""
+    pairing: Literal["all", "best-worst", "adjacent"] | None = None
+    """Of a prompt's images pair every two, the best and the worst, or each with the next lower one."""
+    by: str = "embedded-judge"
+    """Whose scores decide, with --pairing."""
+    min_margin: float = 0.0
+    """Leave out pairs whose scores differ by less, with --pairing."""
     split: str = "train"
     """The split to read."""
     overwrite: bool = False
     """Replace the output where it is a dataset that diffpref wrote."""
     json: bool = False
     """Print the counts as JSON."""
+
+    @property
+    def dataset(self) -> Path:
+        """What is read."""
+        return self.folders[0]
+
+    @property
+    def output(self) -> Path:
+        """What is written."""
+        return self.folders[-1]
 
 
 def run_caption(arguments: list[str]) -> None:
@@ -98,17 +134,20 @@ def run_caption(arguments: list[str]) -> None:
     from diffpref.data.annotate import caption_dataset
     from diffpref.embedded.describer import Describer
 
-    _tell(given, caption_dataset(_opened(given), given.output, Describer(), given.overwrite))
+    running = _running(given.workers, given.engine, given.ledger, "cpu")
+    if summary := caption_dataset(_opened(given), given.output, Describer, running, given.overwrite):
+        _tell(given, summary)
 
 
 def run_label(arguments: list[str]) -> None:
     """`diffpref data label DATASET OUTPUT`."""
     given = parse(LabelArguments, arguments, "diffpref data label")
-    from diffpref.data.annotate import label_dataset
-    from diffpref.scorers.base import load_scorer
+    from diffpref.data.labelling import label_dataset, scorers_named
 
-    dataset = _opened(given)
-    _tell(given, label_dataset(dataset, given.output, load_scorer(given.scorer, given.device), given.overwrite))
+    running = _running(given.workers, given.engine, given.ledger, given.device)
+    scorers = scorers_named(given.scorer, given.device)
+    if summary := label_dataset(_opened(given), given.output, scorers, given.rule, running, given.overwrite):
+        _tell(given, summary)
 
 
 def run_select(arguments: list[str]) -> None:
@@ -116,22 +155,47 @@ def run_select(arguments: list[str]) -> None:
     given = parse(SelectArguments, arguments, "diffpref data select")
     if given.top < 1:
         raise UserError(f"--top: {given.top} is not above 0")
+    if given.per_prompt < 0:
+        raise UserError(f"--per-prompt: {given.per_prompt} is not 0 or above")
     from diffpref.data.annotate import select_top
 
-    _tell(given, select_top(_opened(given), given.output, given.scorer, given.top, given.overwrite))
+    _tell(given, select_top(_opened(given), given.output, given.scorer, given.top, given.per_prompt, given.overwrite))
 
 
 def run_pairs(arguments: list[str]) -> None:
-    """`diffpref data pairs EXPERTS GENERATED OUTPUT`."""
+    """`diffpref data pairs EXPERTS GENERATED OUTPUT`, or `DATASET OUTPUT --pairing HOW`."""
     given = parse(PairsArguments, arguments, "diffpref data pairs")
-    from diffpref.data.annotate import pair_with_generated
-    from diffpref.evaluate.folders import read_folder
+    wanted = "DATASET and OUTPUT" if given.pairing else "EXPERTS, GENERATED and OUTPUT, or --pairing for scored images"
+    if len(given.folders) != (2 if given.pairing else 3):
+        raise UserError(f"data pairs takes {wanted}, not {len(given.folders)} folders")
+    if not given.min_margin >= 0:
+        raise UserError(f"--min-margin: {given.min_margin} is not 0 or above")
+    if given.pairing:
+        from diffpref.data.scored_pairs import pair_scored
 
-    drawn = [(image.prompt, image.file) for image in read_folder(given.generated)]
-    _tell(given, pair_with_generated(_opened(given), drawn, given.output, given.overwrite))
+        summary = pair_scored(_opened(given), given.output, given.by, given.pairing, given.min_margin, given.overwrite)
+    else:
+        if given.min_margin or given.by != PairsArguments.by:
+            raise UserError("--by and --min-margin are of --pairing all, best-worst or adjacent, which is not given")
+        from diffpref.data.annotate import pair_with_generated
+        from diffpref.evaluate.folders import read_folder
+
+        drawn = [(image.prompt, image.file) for image in read_folder(given.folders[1])]
+        summary = pair_with_generated(_opened(given), drawn, given.output, given.overwrite)
+    _tell(given, summary)
 
 
 Arguments = CaptionArguments | LabelArguments | SelectArguments | PairsArguments
+
+
+def _running(workers: int, engine: Literal["local", "ray"], ledger: Path | None, device: str) -> "Running":
+    if workers < 1:
+        raise UserError(f"--workers: {workers} is not above 0")
+    if engine == "ray" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("--engine ray has workers of its own: start it once, without torchrun or accelerate launch")
+    from diffpref.data.engine import Running
+
+    return Running(workers, engine, ledger, gpus=int(device.startswith("cuda")))
 
 
 def _opened(given: Arguments) -> "PreferenceDataset":

@@ -52,6 +52,7 @@ def main(arguments: list[str]) -> None:
 
     from pathlib import Path
 
+    from diffpref.data.engine import is_main
     from diffpref.evaluate.generate import fingerprint, generate, wishes
     from diffpref.evaluate.prompts import read_prompts
     from diffpref.models.loading import best_device, load_backbone, load_negative, scheduler_config_of, weights_dtype
@@ -73,8 +74,19 @@ def main(arguments: list[str]) -> None:
     wanted = wishes(prompts, options.images_per_prompt, options.seed)
     how = Sampling(sampler, options.steps, options.guidance_scale)
     resolution = options.resolution or backbone.resolution
-    generate(backbone, Path(options.output), wanted, how, resolution, options.batch_size, model=name, negative=negative)
-    print(f"{len(wanted)} images of {len(prompts)} prompts in {options.output}")
+    generate(
+        backbone,
+        Path(options.output),
+        wanted,
+        how,
+        resolution,
+        options.batch_size,
+        model=name,
+        negative=negative,
+        shared=True,
+    )
+    if is_main():
+        print(f"{len(wanted)} images of {len(prompts)} prompts in {options.output}")
 
 
 def _check(options: Options) -> None:

@@ -1,4 +1,4 @@
-"""Datasets from datasets: with captions, with scores, only the best images, or paired with a model's own images.
+"""Datasets from datasets: with captions, only the best images, or paired with a model's own images.
 
 Each streams from the old folder into a new one, which is written whole or not at all and tells in its `dataset.json`
 what it was made from and how.
@@ -10,8 +10,9 @@ import hashlib
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -19,16 +20,12 @@ import numpy as np
 from PIL import Image
 
 from diffpref.data.dataset import PreferenceDataset
+from diffpref.data.engine import Asked, Once, Running, Say, Stage, ask, image_questions, is_main, ledger_of
 from diffpref.data.images import BadImage, decode
 from diffpref.data.making import Making, making
-from diffpref.data.schema import SIDES, DatasetSummary, ImageRow, PairRow, Row, Side, score_column
-from diffpref.data.threads import groups, map_in_order
+from diffpref.data.schema import DatasetSummary, ImageRow, PairRow, Row, Side, score_column
 from diffpref.errors import UserError, nearest
-from diffpref.progress import Bar, track
-from diffpref.scorers.base import Scorer, UnscorableError
-
-BATCH = 32  # rows that a captioner or scorer sees at once
-Said = float | str | UnscorableError | None
+from diffpref.progress import track
 
 
 @runtime_checkable
@@ -47,76 +44,78 @@ class Captioner(Protocol):
 
 
 def caption_dataset(
-    dataset: PreferenceDataset, output: Path, captioner: Captioner, overwrite: bool = False
-) -> DatasetSummary:
+    dataset: PreferenceDataset,
+    output: Path,
+    load: Callable[[], Captioner],
+    running: Running | None = None,
+    overwrite: bool = False,
+) -> DatasetSummary | None:
     """The dataset with a caption of its own for every image, in `chosen_prompt, rejected_prompt` or `image_prompt`.
 
-    Captions that were there are replaced. Raises UserError where `output` is taken or over 5% of the rows have broken
-    images, which are left out.
+    Captions that were there are replaced. Those that the ledger holds are not made again. None on ranks above 0.
+    Raises UserError where `output` is taken or over 5% of the rows have broken images, which are left out.
     """
-    columns = {side: f"{side}_prompt" for side in dataset.sides}
+    running, once = running or Running(), Once(load)
+    captioner = once()
+    columns = [f"{side}_prompt" for side in dataset.sides]
     options: dict[str, str | float] = {"captioner": captioner.name, "version": captioner.version}
+    stage = Stage(f"caption-{captioner.name}", options, partial(_captions_of, once), "text")
+    ledger = ledger_of(dataset.path, running.ledger)
+    if not is_main():
+        ask(stage, image_questions(dataset, ledger), dataset, ledger, running)
+        return None
     with making(dataset, output, "caption", options, dataset.kind, dataset.score_columns(), overwrite) as made:
-        for row, values in _said(made, lambda images, prompts: [*captioner(images, prompts)]):
-            made.keep(replace(row, **{columns[side]: value for side, value in values.items()}))
-            made.missing.update(columns[side] for side, value in values.items() if value is None)
-    return made.summary()
-
-
-def label_dataset(dataset: PreferenceDataset, output: Path, scorer: Scorer, overwrite: bool = False) -> DatasetSummary:
-    """The dataset with a scorer's score of every image for its row's prompt: columns named as `score_column` says.
-
-    A score is null where the scorer cannot tell. Raises UserError as `caption_dataset`, and where it can tell of none.
-    """
-    columns = {side: score_column(side, scorer.name) for side in dataset.sides}
-    options: dict[str, str | float] = {"scorer": scorer.name, "version": scorer.version}
-    refused: list[UnscorableError] = []
-    known = list(dict.fromkeys([*dataset.score_columns(), *columns.values()]))
-    with making(dataset, output, "label", options, dataset.kind, known, overwrite) as made:
-        for row, values in _said(made, lambda images, prompts: _scores(scorer, images, prompts)):
-            refused += [value for value in values.values() if isinstance(value, UnscorableError)][: 1 - len(refused)]
-            scores = {columns[side]: value if isinstance(value, float) else None for side, value in values.items()}
-            made.missing.update(column for column, score in scores.items() if score is None)
-            made.keep(replace(row, scores=row.scores | scores))
-        if refused and made.missing.total() == made.kept * len(columns):
-            raise UserError(f"{scorer.name} can score no image of {dataset.path}: {refused[0]}")
+        answers = ask(stage, image_questions(dataset, ledger), dataset, ledger, running)
+        for _, row, said in made.answered([answers] if answers else []):
+            captions = {name: answer.value for name, answer in zip(columns, said[0], strict=True)}
+            made.missing.update(name for name, caption in captions.items() if caption is None)
+            made.keep(replace(row, **captions))
     return made.summary()
 
 
 def select_top(
-    dataset: PreferenceDataset, output: Path, scorer: str, top: int, overwrite: bool = False
+    dataset: PreferenceDataset, output: Path, scorer: str, top: int, per_prompt: int = 0, overwrite: bool = False
 ) -> DatasetSummary:
     """The `top` images with the highest scores in the columns of that scorer, as single images.
 
     An image counts once with a prompt, as in Diffusion-DRO's choice of experts (basiclab/DiffusionDRO,
-    tools/pickapic.py), which also takes the best of all and not of each prompt. Of equal scores the earlier row's
-    image comes first. Raises UserError where there are no such scores.
+    tools/pickapic.py), which also takes the best of all and not of each prompt; `per_prompt` above 0 takes at most so
+    many of a prompt. Of equal scores the earlier row's image comes first. Raises UserError where there are no scores.
     """
+    columns = columns_of(dataset, scorer)
+    scores = np.stack([dataset.numbers[column] for column in columns], axis=1).ravel()  # of row r, side s: 2 r + s
+    scored = np.flatnonzero(np.isfinite(scores))
+    order = scored[np.argsort(-scores[scored], kind="stable")]
+    chosen, duplicates, surplus = _first_different(dataset, order, top, per_prompt)
+    if len(chosen) < top:
+        print(f"diffpref: warning: there are only {len(chosen)} different images with a score", file=sys.stderr)
+    names = dict.fromkeys(_of_one_image(name) for name in dataset.score_columns())
+    options: dict[str, str | float] = {"scorer": scorer, "top": top}
+    if per_prompt:
+        options["per_prompt"] = per_prompt
+    if chosen:
+        options["lowest_score"] = float(scores[sorted(chosen)].min())
+    with making(dataset, output, "select", options, "images", list(names), overwrite) as made:
+        for row, side, content in dataset.iter_images({place // len(columns) for place in chosen}):
+            if row * len(columns) + dataset.sides.index(side) in chosen:
+                made.keep(single_image(dataset, row, side, content))
+        made.read = len(scores)
+        made.dropped["lower score"] = len(order) - len(chosen) - duplicates - surplus
+        made.dropped["same image and prompt"] = duplicates
+        made.dropped["enough of its prompt"] = surplus
+        made.dropped["without a score"] = len(scores) - len(scored)
+    return made.summary()
+
+
+def columns_of(dataset: PreferenceDataset, scorer: str) -> list[str]:
+    """The columns of a scorer's scores, one a side. Raises UserError with the nearest one where there are none."""
     columns = [score_column(side, scorer) for side in dataset.sides]
     for column in columns:
         if column not in dataset.numbers:
             known = dataset.score_columns()
             advice = nearest(column, known) if known else "it holds no scores; `diffpref data label` writes them"
             raise UserError(f"{dataset.path} has no column {column!r}: {advice}")
-    scores = np.stack([dataset.numbers[column] for column in columns], axis=1).ravel()  # of row r, side s: 2 r + s
-    scored = np.flatnonzero(np.isfinite(scores))
-    order = scored[np.argsort(-scores[scored], kind="stable")]
-    chosen, duplicates = _first_different(dataset, order, top)
-    if len(chosen) < top:
-        print(f"diffpref: warning: there are only {len(chosen)} different images with a score", file=sys.stderr)
-    names = dict.fromkeys(_of_one_image(name) for name in dataset.score_columns())
-    options: dict[str, str | float] = {"scorer": scorer, "top": top}
-    if chosen:
-        options["lowest_score"] = float(scores[sorted(chosen)].min())
-    with making(dataset, output, "select", options, "images", list(names), overwrite) as made:
-        for row, side, content in dataset.iter_images({place // len(columns) for place in chosen}):
-            if row * len(columns) + dataset.sides.index(side) in chosen:
-                made.keep(_single(dataset, row, side, content))
-        made.read = len(scores)
-        made.dropped["lower score"] = len(order) - len(chosen) - duplicates
-        made.dropped["same image and prompt"] = duplicates
-        made.dropped["without a score"] = len(scores) - len(scored)
-    return made.summary()
+    return columns
 
 
 def pair_with_generated(
@@ -148,59 +147,22 @@ def pair_with_generated(
     return made.summary()
 
 
-def _said(
-    made: Making, say: Callable[[list[Image.Image], list[str]], Sequence[Said]]
-) -> Iterator[tuple[Row, dict[Side, Said]]]:
-    """Every row whose images can be read, with what is said of each of them."""
-    sides = made.dataset.sides
-    with Bar(made.source, len(made.dataset), "rows") as bar:
-        for group in groups(enumerate(map_in_order(_decoded, made.dataset.rows())), BATCH):
-            shown: list[tuple[Row, list[Image.Image]]] = []
-            for number, (row, images) in group:
-                broken = next((image for image in images if isinstance(image, BadImage)), None)
-                if broken is not None:
-                    made.drop_bad(number, f"image_{broken.reason}", str(broken))
-                else:
-                    shown.append((row, [image for image in images if isinstance(image, Image.Image)]))
-            said = say(
-                [image for _, images in shown for image in images], [row.prompt for row, _ in shown for _ in sides]
-            )
-            for place, (row, _) in enumerate(shown):
-                first = place * len(sides)
-                yield row, dict(zip(sides, said[first : first + len(sides)], strict=True))
-            bar.advance(len(group))
+def _captions_of(load: Once[Captioner]) -> Say:
+    return partial(_captions, load())
 
 
-def _decoded(row: Row) -> tuple[Row, list[Image.Image | BadImage]]:
-    sides = SIDES["pairs" if isinstance(row, PairRow) else "images"]
-    return row, [_image(getattr(row, side)) for side in sides]
+def _captions(captioner: Captioner, asked: list[Asked]) -> list[str | None]:
+    images = [each.image for each in asked if each.image is not None]
+    return captioner(images, [each.text for each in asked])
 
 
-def _image(content: bytes) -> Image.Image | BadImage:
-    try:
-        return decode(content)
-    except BadImage as error:
-        return error
+def _first_different(
+    dataset: PreferenceDataset, order: np.ndarray, top: int, per_prompt: int
+) -> tuple[set[int], int, int]:
+    """The first `top` places of `order` with different images or prompts, at most `per_prompt` of a prompt.
 
-
-def _scores(scorer: Scorer, images: list[Image.Image], prompts: list[str]) -> list[Said]:
-    """A score for each image, or why it has none; a score that is no number counts as none."""
-    found: list[Said] = [None] * len(images)
-    asked = list(range(len(images)))
-    while asked:
-        try:
-            values = scorer([images[place] for place in asked], [prompts[place] for place in asked])
-        except UnscorableError as error:
-            found[asked.pop(error.place)] = error
-            continue
-        for place, value in zip(asked, values, strict=True):
-            found[place] = float(value) if math.isfinite(value) else None
-        break
-    return found
-
-
-def _first_different(dataset: PreferenceDataset, order: np.ndarray, top: int) -> tuple[set[int], int]:
-    """The first places of `order` with different images or prompts, `top` of them, and how many others came between."""
+    And how many places came between: of an image and prompt that were there, and of prompts that had enough.
+    """
     looked, sides = top, len(dataset.sides)
     while True:
         places = [int(place) for place in order[:looked]]
@@ -209,18 +171,26 @@ def _first_different(dataset: PreferenceDataset, order: np.ndarray, top: int) ->
             for row, side, data in dataset.iter_images({place // sides for place in places})
         }
         seen: dict[tuple[bytes, str], int] = {}
-        duplicates = 0
+        of_prompt: Counter[str] = Counter()
+        duplicates = surplus = 0
         for place in places:
-            if len(seen) < top:
-                key = content[place], dataset.prompts[place // sides]
-                duplicates += key in seen
-                seen.setdefault(key, place)
+            prompt = dataset.prompts[place // sides]
+            key = content[place], prompt
+            if len(seen) == top:
+                break
+            if key in seen:
+                duplicates += 1
+            elif per_prompt and of_prompt[prompt] == per_prompt:
+                surplus += 1
+            else:
+                seen[key] = place
+                of_prompt[prompt] += 1
         if len(seen) == top or looked >= len(order):
-            return set(seen.values()), duplicates
+            return set(seen.values()), duplicates, surplus
         looked *= 2
 
 
-def _single(dataset: PreferenceDataset, row: int, side: Side, content: bytes) -> ImageRow:
+def single_image(dataset: PreferenceDataset, row: int, side: Side, content: bytes) -> ImageRow:
     """One image of a row by itself, with what the light columns tell of it. A pair's label is not the image's."""
     texts = {end: dataset.texts.get(f"{side}_{end}", [None] * len(dataset))[row] for end in ("prompt", "id", "model")}
     label = float(dataset.labels[row])

@@ -1,5 +1,8 @@
 """Read the normal form: the light columns at once, the images as a stream or one by one."""
 
+from __future__ import annotations
+
+import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -27,6 +30,26 @@ class Shard:
     changed: int  # its time of change, so that a cached row group is never of a former file
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """The images of a split, without all else: what another process needs to read them."""
+
+    shards: tuple[Shard, ...]
+    sides: tuple[Side, ...]
+
+    def iter_images(self, indices: Collection[int] | None = None) -> Iterator[tuple[int, Side, bytes]]:
+        """As `PreferenceDataset.iter_images`."""
+        wanted = None if indices is None else frozenset(indices)
+        least, most = (0, sys.maxsize) if not wanted else (min(wanted), max(wanted))
+        for shard in self.shards:
+            first = shard.first
+            for group, count in enumerate(shard.groups):
+                near = first <= most and first + count > least
+                if wanted is None or (near and not wanted.isdisjoint(range(first, first + count))):
+                    yield from _group_images(shard.file, group, self.sides, first, wanted)
+                first += count
+
+
 @dataclass(frozen=True, eq=False)
 class PreferenceDataset:
     """The pairs or single images of one split. Row `i` is the i-th in file order; light columns have an entry a row.
@@ -52,7 +75,7 @@ class PreferenceDataset:
     left_out: dict[int, str] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, path: Path, split: str = "train") -> "PreferenceDataset":
+    def open(cls, path: Path, split: str = "train") -> PreferenceDataset:
         """Open a dataset folder (or one parquet file) and read its light columns.
 
         TRL's columns `prompt, chosen, rejected` are enough, or `prompt, image` for single images. Raises UserError
@@ -103,6 +126,11 @@ class PreferenceDataset:
         return len(self.ids)
 
     @property
+    def pictures(self) -> Pictures:
+        """Where the images stand."""
+        return Pictures(self.shards, self.sides)
+
+    @property
     def sides(self) -> tuple[Side, ...]:
         """The columns of images: `chosen` and `rejected`, or `image`."""
         return SIDES[self.kind]
@@ -122,13 +150,7 @@ class PreferenceDataset:
 
         Bytes are b"" where a row has no image. Only row groups with a wanted row are read, a few rows at a time.
         """
-        wanted = None if indices is None else frozenset(indices)
-        for shard in self.shards:
-            first = shard.first
-            for group, count in enumerate(shard.groups):
-                if wanted is None or not wanted.isdisjoint(range(first, first + count)):
-                    yield from _group_images(shard.file, group, self.sides, first, wanted)
-                first += count
+        return self.pictures.iter_images(indices)
 
     def image_bytes(self, row: int, side: Side) -> bytes:
         """The original bytes of one image, b"" where the row has none. Raises IndexError for a row out of range."""

@@ -13,9 +13,11 @@ from typing import Protocol, runtime_checkable
 
 from diffpref.data.choice import MAX_BAD_SHARE
 from diffpref.data.dataset import PreferenceDataset
+from diffpref.data.engine import Answer, Answers
 from diffpref.data.schema import FORMATS, NAMED_ROWS, DatasetSummary, Dropped, Kind, Row, read_dataset_file
 from diffpref.data.writing import ShardWriter, new_folder
 from diffpref.errors import UserError
+from diffpref.progress import track
 
 
 @runtime_checkable
@@ -71,6 +73,20 @@ class Making:
                 f"the first: {self.named[0]}"
             )
 
+    def answered(self, answers: Sequence[Answers]) -> Iterator[tuple[int, Row, list[list[Answer]]]]:
+        """Every row whose images can be decoded, by number, with its answers: a list a tool, in it one for each image.
+
+        answers: of each tool what it says of `image_questions`. Rows with broken images are dropped as bad.
+        """
+        sides = len(self.dataset.sides)
+        for number, row in enumerate(track(self.dataset.rows(), self.source, len(self.dataset), "rows")):
+            said = [[each[number * sides + side] for side in range(sides)] for each in answers]
+            broken = next((answer for answer in said[0] if answer.broken), None)
+            if broken is None:
+                yield number, row, said
+            else:
+                self.drop_bad(number, f"image_{broken.broken}", broken.why or "")
+
     def summary(self) -> DatasetSummary:
         """What `dataset.json` will say."""
         path = self.dataset.path
@@ -116,6 +132,6 @@ def making(
             made = Making(dataset, source, options, kind, shards)
             yield made
         if not made.kept:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in made.dropped.most_common())
+            reasons = ", ".join(f"{count} {reason}" for reason, count in made.dropped.most_common() if count)
             raise UserError(f"no row of {dataset.path} is left: {reasons}")
         made.summary().write(folder)

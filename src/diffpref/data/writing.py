@@ -148,8 +148,9 @@ def new_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
 
     Raises UserError where `output` is taken (with `overwrite`: by anything but a dataset of ours) or not writable.
     """
-    refuse_taken(output, overwrite)
     target = output.resolve()  # a link to a folder stays a link
+    _clear_leftovers(target)
+    refuse_taken(output, overwrite)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     missing = [folder for folder in target.parents if not folder.exists()]
     try:
@@ -182,6 +183,29 @@ def refuse_taken(output: Path, overwrite: bool) -> None:
         raise UserError(f"{output} exists and is not empty: choose another folder, or --overwrite a dataset")
     if read_dataset_file(output) is None:
         raise UserError(f"{output} is not empty and holds no dataset of diffpref, so it is not overwritten")
+
+
+def _clear_leftovers(target: Path) -> None:
+    """Remove what killed processes of this machine left of this output; a former dataset goes back into place."""
+    for folder in target.parent.glob(f".{target.name}.*-*"):
+        kind, _, process = folder.name.removeprefix(f".{target.name}.").rpartition("-")
+        if kind not in ("partial", "former") or not process.isdecimal() or _lives(int(process)):
+            continue
+        with suppress(OSError):  # the message is that of writing, if that fails too
+            if kind == "former" and not target.exists():
+                folder.rename(target)
+            else:
+                shutil.rmtree(folder)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # another user's
+    return True
 
 
 def _put(partial: Path, target: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from diffpref.data.engine import is_main
+from diffpref.data.engine.ledger import Claims
 from diffpref.data.prompts import warn_of_cut
 from diffpref.draws import draw_seed
 from diffpref.errors import UserError
@@ -52,10 +55,12 @@ def generate(
     quiet: bool = False,
     model: str = "",
     negative: Backbone | None = None,
+    shared: bool = False,
 ) -> None:
     """Draw what the folder lacks of the wanted images, and write metadata.jsonl when all are there.
 
     model: the model's `fingerprint`, noted with the images if given. negative: what guides from the other side (NPO).
+    shared: the ranks that torchrun started all call this, share the images, and the main one stays until all are there.
     A folder that holds images of another model, other prompts, seeds or settings, raises UserError. Files are written
     beside and renamed.
     """
@@ -63,26 +68,56 @@ def generate(
     settings |= {"resolution": resolution} | ({"model": model} if model else {})
     lines = [{**vars(wish), **settings} for wish in wanted]
     backbone.latent_shape(resolution)  # refuses a resolution that the VAE cannot take
+    main = is_main() or not shared
     try:
-        _claim(folder, lines)
+        if main:
+            _claim(folder, lines)
+        else:
+            _await_claim(folder, lines)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}") from error
-    missing = [wish for wish in wanted if not (folder / wish.file_name).is_file()]
+    missing = _missing(folder, wanted)
     scheduler = scheduler_of(how.sampler, backbone.scheduler_config)
-    if missing and not quiet:
+    if missing and not quiet and main:
         warn_of_cut(backbone, list(dict.fromkeys(wish.prompt for wish in wanted)))
-    with Bar(description, len(wanted), "images", len(wanted) - len(missing), shown=not quiet) as bar:
-        for start in range(0, len(missing), batch_size):
-            group = missing[start : start + batch_size]
-            prompts, seeds = [wish.prompt for wish in group], [wish.seed for wish in group]
-            latents = sample(backbone, scheduler, prompts, seeds, resolution, how, negative)
-            for wish, image in zip(group, to_images(backbone.decode(latents)), strict=True):
-                part = folder / f".{wish.file_name}.part"
-                image.save(part, format="PNG")
-                part.rename(folder / wish.file_name)
-            bar.advance(len(group))
+    if not missing and not main:
+        return
+    claims = Claims(folder / CLAIMS)
+    with Bar(description, len(wanted), "images", len(wanted) - len(missing), shown=main and not quiet) as bar:
+        while missing:
+            before = len(missing)
+            for start in range(0, len(wanted), batch_size):
+                batch = wanted[start : start + batch_size]
+                with claims.claim(f"{start:x}") as mine:
+                    lacking = _missing(folder, batch) if mine else []
+                    if lacking:  # all of the batch is drawn, for the last bit depends on its size
+                        prompts, seeds = [wish.prompt for wish in batch], [wish.seed for wish in batch]
+                        latents = sample(backbone, scheduler, prompts, seeds, resolution, how, negative)
+                        _save(folder, batch, to_images(backbone.decode(latents)), set(lacking))
+                bar.advance(len(lacking))
+                before -= len(lacking)
+            if not main:
+                return
+            missing = _missing(folder, wanted)
+            bar.advance(before - len(missing))  # what other ranks drew
+            if missing:
+                time.sleep(WAIT)
     _write(folder / "metadata.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     (folder / PLAN).unlink()
+    (folder / CLAIMS).unlink(missing_ok=True)
+
+
+def _missing(folder: Path, wanted: list[Wish]) -> list[Wish]:
+    return [wish for wish in wanted if not (folder / wish.file_name).is_file()]
+
+
+def _save(folder: Path, batch: list[Wish], images: list[Image.Image], lacking: set[Wish]) -> None:
+    for wish, image in zip(batch, images, strict=True):
+        if wish not in lacking:
+            continue
+        part = folder / f".{wish.file_name}.part"
+        image.save(part, format="PNG")
+        part.rename(folder / wish.file_name)
 
 
 def fingerprint(backbone: Backbone) -> str:
@@ -94,6 +129,8 @@ def fingerprint(backbone: Backbone) -> str:
     return digest.hexdigest()[:12]
 
 
+CLAIMS = ".claims.part"  # where ranks hold locks on the batches that they draw
+WAIT = 0.2  # seconds between looks at what other ranks do
 PLAN = "plan.jsonl"  # what a folder is being filled with, until its metadata.jsonl says that it is full
 
 
@@ -113,6 +150,13 @@ def _claim(folder: Path, lines: list[dict[str, Any]]) -> None:
         what = "another model, or of other prompts, seeds or settings"
         raise UserError(f"{folder} holds images of {what}; choose another folder")
     _write(plan, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def _await_claim(folder: Path, lines: list[dict[str, Any]]) -> None:
+    """Wait until the main rank has noted this very work; where it refuses the folder, it ends, and torchrun ends us."""
+    files = (folder / PLAN, folder / "metadata.jsonl")
+    while not any(file.is_file() and _objects(file) == lines for file in files):
+        time.sleep(WAIT)
 
 
 def _objects(file: Path) -> list[dict[str, Any]]:

@@ -6,17 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffpref.data.annotate import caption_dataset, label_dataset, select_top
+from diffpref.data.annotate import caption_dataset, select_top
 from diffpref.data.choice import Choice, choose_rows, with_weights
 from diffpref.data.dataset import PreferenceDataset
 from diffpref.data.direct import Direct
+from diffpref.data.labelling import label_dataset, scorers_named
 from diffpref.data.loader import Loader
 from diffpref.data.options import with_options
 from diffpref.data.store import build_store
 from diffpref.data.views import Encoded
 from diffpref.embedded.describer import Describer
 from diffpref.errors import UserError
-from diffpref.scorers.base import load_scorer
 from diffpref.train.config import Config, DataConfig
 from diffpref.types import Backbone, Items
 
@@ -141,9 +141,10 @@ def _embedded_steps(data: DataConfig) -> list[tuple[str, Callable[[PreferenceDat
     steps: list[tuple[str, Callable[[PreferenceDataset, Path], Any]]] = []
     experts = data.path == "embedded-experts"
     if experts or (data.choice_model or "").replace("_", "-") == EMBEDDED_JUDGE:
-        steps.append(("scored", lambda dataset, output: label_dataset(dataset, output, load_scorer(EMBEDDED_JUDGE))))
+        scorers = scorers_named(EMBEDDED_JUDGE, "cpu")
+        steps.append(("scored", lambda dataset, output: label_dataset(dataset, output, scorers)))
     if experts:
         steps.append(("experts", lambda dataset, output: select_top(dataset, output, EMBEDDED_JUDGE, EXPERTS)))
     if data.captions == "image":
-        steps.append(("captioned", lambda dataset, output: caption_dataset(dataset, output, Describer())))
+        steps.append(("captioned", lambda dataset, output: caption_dataset(dataset, output, Describer)))
     return steps

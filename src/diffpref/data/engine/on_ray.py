@@ -1,0 +1,119 @@
+"""The same stages on a Ray cluster, through Ray Data: actors that load the tool once and take units from the ledger.
+
+All machines must see the dataset and the ledger under the same paths. An actor that dies is started again by Ray, and
+what it had not finished is answered by another; finished units are files, so nothing of them is repeated.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import time
+from typing import Any
+
+import numpy as np
+
+from diffpref.data.dataset import Pictures
+from diffpref.data.engine.ledger import Ledger
+from diffpref.data.engine.plan import Plan, name_of
+from diffpref.data.engine.running import WAIT, Running, known_answers, missing_units, refuse_broken
+from diffpref.data.engine.stage import Say, Stage, answer_unit
+from diffpref.errors import UserError
+from diffpref.progress import Bar
+
+BLOCKS = 1000  # most pieces that the units are handed out in
+
+
+def answer_on_ray(stage: Stage, plan: Plan, pictures: Pictures, book: Ledger, running: Running) -> None:
+    """Answer what is missing by `running.workers` actors, on the cluster of RAY_ADDRESS or on a Ray of this machine.
+
+    Raises UserError where Ray is not installed or the cluster is too small, and as `work` does.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports to its makers otherwise
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it logs errors where nothing is wrong
+    try:
+        ray = importlib.import_module("ray")
+        importlib.import_module("ray.data")
+    except ImportError:
+        raise UserError("--engine ray needs Ray, which is not installed: pip install 'diffpref[ray]'") from None
+    missing = missing_units(book, plan)
+    left = sum(unit.num_rows for unit in missing.values())
+    if not missing:
+        return
+    begun = not ray.is_initialized()
+    if begun:
+        _start(ray, running)
+    try:
+        _refuse_small(ray.cluster_resources(), running)
+        starts = [{"start": n * plan.unit} for n, (name, _) in enumerate(plan.units()) if name in missing]
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        units = ray.data.from_items(starts, override_num_blocks=min(len(starts), BLOCKS))
+        told = units.map_batches(
+            _Actor,
+            fn_constructor_args=(stage, ray.put(plan), pictures, book),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=min(running.workers, len(starts))),
+            num_cpus=1,
+            num_gpus=running.gpus,
+        )
+        broken = 0
+        with Bar(f"{stage.name} on Ray", len(plan), "answers", done=len(plan) - left) as bar:
+            for row in told.iter_rows():
+                if row["error"]:
+                    raise UserError(row["error"])
+                bar.advance(row["questions"])
+                broken += row["broken"]
+                refuse_broken(pictures, broken, missing[row["name"]], book.read(row["name"]))
+    finally:
+        if begun:
+            ray.shutdown()
+
+
+class _Actor:
+    """Answers units on some machine; the tool is loaded with the first of them."""
+
+    def __init__(self, stage: Stage, plan: Any, pictures: Pictures, book: Ledger) -> None:
+        self._stage, self._pictures = stage, pictures
+        self._plan: Plan = importlib.import_module("ray").get(plan)
+        self._book = Ledger(book.root, stage)
+        self._known = known_answers(self._book, self._plan)
+        self._say: Say | None = None
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
+        """Of each unit, by where it starts, its name and how many questions and broken images it has, or an error."""
+        rows = [self._unit(int(start)) for start in batch["start"]]
+        return {key: [row[key] for row in rows] for key in rows[0]}
+
+    def _unit(self, start: int) -> dict[str, Any]:
+        unit = self._plan.table.slice(start, self._plan.unit)
+        name, broken, error = name_of(unit), 0, ""
+        try:
+            while not self._book.has(name):
+                with self._book.claims.claim(name) as mine:
+                    if mine and not self._book.has(name):
+                        self._say = self._say or self._stage.load()
+                        answers = answer_unit(self._stage, unit, self._say, self._pictures, self._known)
+                        self._book.write(name, answers)
+                        broken = len(answers) - answers["broken"].null_count
+                if not mine:
+                    time.sleep(WAIT)
+        except UserError as fault:
+            error = str(fault)
+        return {"name": name, "questions": unit.num_rows, "broken": broken, "error": error}
+
+
+def _start(ray: Any, running: Running) -> None:
+    """Join the cluster of RAY_ADDRESS, or start Ray here with a CPU more than actors: with none left for the reads
+    between them, Ray Data waits for ever without a word."""
+    here = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": running.workers + 1, "include_dashboard": False}
+    ray.init(**here, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def _refuse_small(has: dict[str, float], running: Running) -> None:
+    wanted = {"CPU": running.workers + 1, "GPU": running.workers * running.gpus}
+    for kind, count in wanted.items():
+        if has.get(kind, 0) < count:
+            told = f"{running.workers} workers need {count:g} {kind}s (one CPU is for reading)"
+            raise UserError(f"--engine ray: {told}, and the cluster has {has.get(kind, 0):g}")
