@@ -11,6 +11,7 @@ from support.tiny import SIDE, load, make_pairs, write_pairs
 from diffpref.data.dataset import PreferenceDataset
 from diffpref.data.loader import Loader
 from diffpref.data.store import build_store
+from diffpref.data.views import View
 from diffpref.draws import draw_seed, permutation
 from diffpref.train.config import DataConfig
 from diffpref.types import Items
@@ -48,7 +49,7 @@ def loader(opened):
 
 def sides(loader: Loader, row: int, mirrored: bool = False) -> list[torch.Tensor]:
     """The scaled latents of a row's chosen and rejected image."""
-    return [loader.store.images([(sha, mirrored)])[0] * 0.6 for sha in loader.store.hashes[row]]
+    return list(loader.store.read([View(row, side, mirrored) for side in range(2)])[0] * 0.6)
 
 
 def row_of(name: str) -> int:
@@ -284,8 +285,7 @@ class TestSingleImages:
         assert len(given) == 3 and sorted(batch.id) == ["image-0", "image-1", "image-3"]
         for place, name in enumerate(batch.id):
             row = int(name.removeprefix("image-"))
-            (sha,) = given.store.hashes[row]
-            assert torch.equal(batch.latents[place], given.store.images([(sha, False)])[0] * 0.6)
+            assert torch.equal(batch.latents[place], given.store.read([View(row, 0)])[0][0] * 0.6)
             assert torch.equal(batch.cond["text"][place], given.store.prompts([f"own {row}"])["text"][0])
 
     def test_labels_are_rounded_unless_ties_are_soft(self, made):

@@ -27,6 +27,15 @@ class Shard:
     changed: int  # its time of change, so that a cached row group is never of a former file
 
 
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group of a file: its number there, and the dataset's rows in it."""
+
+    shard: Shard
+    number: int
+    rows: range
+
+
 @dataclass(frozen=True, eq=False)
 class PreferenceDataset:
     """The pairs or single images of one split. Row `i` is the i-th in file order; light columns have an entry a row.
@@ -123,12 +132,21 @@ class PreferenceDataset:
         Bytes are b"" where a row has no image. Only row groups with a wanted row are read, a few rows at a time.
         """
         wanted = None if indices is None else frozenset(indices)
+        for group in self.row_groups():
+            if wanted is None or not wanted.isdisjoint(group.rows):
+                yield from self.group_images(group, wanted)
+
+    def row_groups(self) -> Iterator[RowGroup]:
+        """What the files are read by, in file order."""
         for shard in self.shards:
             first = shard.first
-            for group, count in enumerate(shard.groups):
-                if wanted is None or not wanted.isdisjoint(range(first, first + count)):
-                    yield from _group_images(shard.file, group, self.sides, first, wanted)
+            for number, count in enumerate(shard.groups):
+                yield RowGroup(shard, number, range(first, first + count))
                 first += count
+
+    def group_images(self, group: RowGroup, wanted: Collection[int] | None = None) -> Iterator[tuple[int, Side, bytes]]:
+        """As `iter_images`, of one row group."""
+        return _group_images(group.shard.file, group.number, self.sides, group.rows.start, wanted)
 
     def image_bytes(self, row: int, side: Side) -> bytes:
         """The original bytes of one image, b"" where the row has none. Raises IndexError for a row out of range."""
@@ -184,7 +202,7 @@ def split_names(path: Path) -> list[str]:
 
 
 def _group_images(
-    file: Path, group: int, sides: tuple[Side, ...], first: int, wanted: frozenset[int] | None
+    file: Path, group: int, sides: tuple[Side, ...], first: int, wanted: Collection[int] | None
 ) -> Iterator[tuple[int, Side, bytes]]:
     with parquet.opened(file) as opened:
         row = first
