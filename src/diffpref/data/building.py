@@ -104,13 +104,12 @@ class ImageHashes:
     def refresh(self, rows: range) -> None:
         """Take in what other processes have found out of these rows since."""
         for within, file, offset in self._pieces(rows):
+            known = self.rows[within.start : within.stop]
             with contextlib.suppress(OSError), file.open("rb") as opened:
                 opened.seek(offset)
-                kept = opened.read(self.rows[within.start : within.stop].nbytes)
-                found = np.frombuffer(kept, np.uint8)
-                if found.size == self.rows[within.start : within.stop].size:
-                    known, found = self.rows[within.start : within.stop], found.reshape(-1, *self.rows.shape[1:])
-                    known[:] = np.where(found.any(axis=2, keepdims=True), found, known)
+                kept = opened.read(known.nbytes)  # the file ends with the last row that is known
+                found = np.frombuffer(kept.ljust(known.nbytes, b"\0"), np.uint8).reshape(known.shape)
+                known[:] = np.where(found.any(axis=2, keepdims=True), found, known)
 
     def note(self, rows: range) -> None:
         """Keep what is known of these rows. Each process writes the same numbers to the same places."""

@@ -55,6 +55,10 @@ class Loader:
         An item that cannot be read, which only an uncached run can meet, is replaced by the next in the epoch's order
         that can, under the draw of its own place: so the sample at a place remains a function of the place.
         """
+        return self.deliver(self.collect(places))
+
+    def collect(self, places: list[int]) -> Batch:
+        """The batch with unscaled latents on the CPU, in pinned memory for a GPU: all of it that a thread may do."""
         samples = [self._sample(place) for place in places]
         halves = range(len(samples[0].views))
         latents, unreadable = self.store.read([sample.views[half] for half in halves for sample in samples])
@@ -116,17 +120,32 @@ class Loader:
             views.append(view)
         return tuple(views)
 
+    def deliver(self, batch: Batch) -> Batch:
+        """A collected batch on the device, its latents scaled."""
+        device = self.backbone.device
+        return replace(
+            batch,
+            latents=self.backbone.scale_latents(batch.latents.to(device, non_blocking=True)),
+            cond={name: part.to(device, non_blocking=True) for name, part in batch.cond.items()},
+            label=batch.label.to(device, non_blocking=True),
+            weight=batch.weight.to(device, non_blocking=True),
+        )
+
     def _collate(self, samples: list[Sample], latents: Tensor) -> Batch:
-        halves, device = range(len(samples[0].views)), self.backbone.device
+        halves = range(len(samples[0].views))
         cond = self.store.prompts([sample.prompts[half] for half in halves for sample in samples])
+        pin = self._pinned
         return Batch(
-            latents=self.backbone.scale_latents(latents.to(device)),
-            cond={name: part.to(device) for name, part in cond.items()},
-            label=torch.tensor([sample.label for sample in samples], dtype=torch.float32, device=device),
-            weight=torch.tensor([sample.weight for sample in samples], dtype=torch.float32, device=device),
+            latents=pin(latents),
+            cond={name: pin(part) for name, part in cond.items()},
+            label=pin(torch.tensor([sample.label for sample in samples], dtype=torch.float32)),
+            weight=pin(torch.tensor([sample.weight for sample in samples], dtype=torch.float32)),
             id=tuple(sample.name for sample in samples),
             draw=tuple(sample.draw for sample in samples),
         )
+
+    def _pinned(self, tensor: Tensor) -> Tensor:
+        return tensor.pin_memory() if self.backbone.device.type == "cuda" else tensor
 
 
 @lru_cache(maxsize=4)
