@@ -12,7 +12,7 @@ import os
 import struct
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +54,7 @@ class Claims:
 
 
 def share(
-    units: Sequence[str],
+    units: list[str],
     claims: Claims,
     make: Callable[[int], None],
     due: Callable[[], bool],
@@ -80,7 +80,8 @@ def share(
         claims.release()
         if waiting:
             log.info("waiting for another process that fills the same store")
-            claims.take(units[waiting[0]], wait=True)
+            first = waiting[0]
+            claims.take(units[first], wait=True)
             claims.release()
         left = waiting
 

@@ -63,8 +63,8 @@ class Sidecar:
     def read(cls, path: Path) -> Sidecar:
         """Raises OSError, ValueError, KeyError or TypeError for one that cannot be read."""
         entry = json.loads(path.read_text(encoding="utf-8"))
-        numbers = (int(entry[name]) for name in ("bytes", "mtime_ns", "frame"))
-        return cls(str(entry["sha256"]), *numbers, tuple(int(row) for row in entry["lost"]))
+        size, changed, frame = (int(entry[name]) for name in ("bytes", "mtime_ns", "frame"))
+        return cls(str(entry["sha256"]), size, changed, frame, tuple(int(row) for row in entry["lost"]))
 
     def write(self, path: Path) -> None:
         """Write it whole, under a name of its own first: several processes may note the same thing at once."""
@@ -144,7 +144,7 @@ def _content(keys: np.ndarray, rows: np.ndarray, trimmed: bool) -> bytes:
 def _without_zeros(rows: np.ndarray) -> np.ndarray:
     """For each row the length without the zeros at its end, int64; by bits, for -0.0 is to come back as it was."""
     bits = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), rows.shape[1], -1)
-    told = bits.any(axis=2)
+    told = np.any(bits, axis=2)
     return np.where(told.any(axis=1), rows.shape[1] - told[:, ::-1].argmax(axis=1), 0).astype(np.int64)
 
 
@@ -220,7 +220,7 @@ class _Shard:
         start, stop = self.ends[row - 1] if row else 0, self.ends[row]
         into = out[: stop - start]
         into[:] = self._bytes[self._rows.first + start : self._rows.first + stop]
-        return zlib.crc32(into) == self._sums[row]
+        return zlib.crc32(into.data) == self._sums[row]
 
     def lost(self) -> tuple[int, ...]:
         """The rows that are not what was written."""

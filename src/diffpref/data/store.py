@@ -144,10 +144,10 @@ class _Images:
     def missing(self, rows: range) -> np.ndarray:
         """Which rows have an image that is neither stored nor known to be unreadable, bool (rows,)."""
         own = self.hashes.rows[rows.start : rows.stop]
-        fine = (self.places(rows) >= 0).all(axis=2)
+        fine = np.all(self.places(rows) >= 0, axis=2)
         for row, side in zip(*np.nonzero(~fine & own.any(axis=2)), strict=True):
             fine[row, side] = self.unreadable.get(own[row, side].tobytes()) is not None
-        return self.wanted[rows.start : rows.stop] & ~fine.all(axis=1)
+        return self.wanted[rows.start : rows.stop] & ~np.all(fine, axis=1)
 
     def bad(self) -> dict[int, str]:
         """What is wrong with the rows that cannot be decoded, in their order."""
