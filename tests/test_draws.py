@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from diffpref.draws import draw_seed, generator, permutation, uniform
+from diffpref.draws import WINDOW, block_permutation, draw_seed, generator, permutation, uniform
 
 
 def test_seeds_are_pinned():
@@ -47,3 +47,20 @@ def test_permutations_hold_everything_once_and_change_with_seed_and_epoch():
     orders = [permutation(seed, epoch, 50).tolist() for seed in (0, 1) for epoch in (0, 1)]
     assert all(sorted(order) == list(range(50)) for order in orders)
     assert len({tuple(order) for order in orders}) == 4
+
+
+def test_a_block_order_is_pinned_and_holds_every_sample_once():
+    assert sorted(block_permutation(5, 1, 1003, 10).tolist()) == list(range(1003))
+    assert block_permutation(5, 1, 1003, 10).tolist() == block_permutation(5, 1, 1003, 10).tolist()
+    orders = [block_permutation(seed, epoch, 1003, 10).tolist() for seed, epoch in ((5, 1), (5, 2), (6, 1))]
+    assert orders[0] != orders[1] and orders[0] != orders[2]
+
+
+def test_a_block_order_reads_few_blocks_at_a_time():
+    count, block = 4000, 20
+    order = block_permutation(0, 0, count, block)
+    windows = order.reshape(-1, WINDOW * block)
+    blocks = [set(window.tolist()) for window in windows // block]
+    assert all(len(each) == WINDOW for each in blocks) and len(set.union(*blocks)) == count // block
+    assert abs(np.corrcoef(order, np.arange(count))[0, 1]) < 0.3  # the blocks' own order is any
+    assert sum(np.diff(order) == 1) < 100  # and within a window, items of different blocks are mixed

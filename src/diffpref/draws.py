@@ -9,6 +9,8 @@ import hashlib
 import numpy as np
 import torch
 
+WINDOW = 8  # blocks whose samples are mixed
+
 
 def draw_seed(*parts: int | str) -> int:
     """A 63-bit seed from numbers and words: equal parts give equal seeds, on every machine."""
@@ -29,3 +31,18 @@ def uniform(draw: int, purpose: str) -> float:
 def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     """The order of `count` samples in an epoch: int64 (count,)."""
     return np.random.default_rng(draw_seed(seed, "order", epoch)).permutation(count)
+
+
+def block_permutation(seed: int, epoch: int, count: int, block: int) -> np.ndarray:
+    """An order that reads few blocks at a time: int64 (count,).
+
+    Blocks of `block` neighbours (the last may be shorter) come in any order, and the samples of `WINDOW` blocks that
+    come one after another are mixed.
+    """
+    blocks = np.random.default_rng(draw_seed(seed, "blocks", epoch)).permutation(-(-count // block))
+    order = []
+    for number in range(0, len(blocks), WINDOW):
+        starts = [int(start) * block for start in blocks[number : number + WINDOW]]
+        window = np.concatenate([np.arange(start, min(start + block, count)) for start in starts])
+        order.append(np.random.default_rng(draw_seed(seed, "window", epoch, number)).permutation(window))
+    return np.concatenate(order)

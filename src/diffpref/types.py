@@ -191,6 +191,10 @@ class Backbone(Protocol):
         """Unscaled mean latents (n, C, h, w) fp32 of pixels (n, 3, H, W) in [-1, 1]."""
         ...
 
+    def encode_moments(self, pixels: Tensor) -> Tensor:
+        """Mean and log variance of the latents' posterior, one behind the other: (n, 2 C, h, w) fp32, unscaled."""
+        ...
+
     def scale_latents(self, latents: Tensor) -> Tensor:
         """Unscaled latents as the network takes them."""
         ...

@@ -77,7 +77,7 @@ def test_a_random_crop_is_taken_where_the_draw_says_then_mirrored(tmp_path, back
     source = Direct(dataset, backbone, replace(DATA, crop="random"))
     for mirrored in (False, True):
         pixels = to_pixels(decode(dataset.image_bytes(0, "chosen")), SIDE, "random", 0.25, 0.0)
-        (found,) = source.read([View(0, 0, mirrored, left=0.25, top=0.0)])
+        (found,) = source.read([View(0, 0, mirrored, left=0.25, top=0.0)])[0]
         assert torch.equal(found, backbone.encode_images((pixels.flip(2) if mirrored else pixels)[None])[0])
     views = [uncached(dataset, backbone, source.data)._sample(place).views[0] for place in range(8)]
     assert len({view.left for view in views}) == 8

@@ -9,9 +9,13 @@ from support.datasets import make_images, write_rows
 from support.tiny import SIDE, load, make_pairs, write_pairs
 
 from diffpref.data.dataset import PreferenceDataset
+from diffpref.data.direct import Direct
+from diffpref.data.images import decode
 from diffpref.data.loader import Loader
+from diffpref.data.pixels import to_pixels
 from diffpref.data.store import build_store
-from diffpref.draws import draw_seed, permutation
+from diffpref.data.views import View
+from diffpref.draws import block_permutation, draw_seed, generator, permutation
 from diffpref.train.config import DataConfig
 from diffpref.types import Items
 
@@ -48,7 +52,7 @@ def loader(opened):
 
 def sides(loader: Loader, row: int, mirrored: bool = False) -> list[torch.Tensor]:
     """The scaled latents of a row's chosen and rejected image."""
-    return [loader.store.images([(sha, mirrored)])[0] * 0.6 for sha in loader.store.hashes[row]]
+    return list(loader.store.read([View(row, side, mirrored) for side in range(2)])[0] * 0.6)
 
 
 def row_of(name: str) -> int:
@@ -284,8 +288,7 @@ class TestSingleImages:
         assert len(given) == 3 and sorted(batch.id) == ["image-0", "image-1", "image-3"]
         for place, name in enumerate(batch.id):
             row = int(name.removeprefix("image-"))
-            (sha,) = given.store.hashes[row]
-            assert torch.equal(batch.latents[place], given.store.images([(sha, False)])[0] * 0.6)
+            assert torch.equal(batch.latents[place], given.store.read([View(row, 0)])[0][0] * 0.6)
             assert torch.equal(batch.cond["text"][place], given.store.prompts([f"own {row}"])["text"][0])
 
     def test_labels_are_rounded_unless_ties_are_soft(self, made):
@@ -300,3 +303,59 @@ class TestSingleImages:
         given = self.loader(made, [4], "judged", ties="random")
         assert {replace(given, seed=seed).batch([0]).label.item() for seed in range(20)} == {0.0, 1.0}
         assert self.loader(made, [4], "judged", ties="soft").batch([0]).label.item() == 0.5
+
+
+class TestBlockShuffle:
+    def test_a_place_has_the_sample_of_that_order_in_every_epoch(self, loader):
+        given = loader(shuffle="block", shuffle_block=2, seed=4)
+        whole = given.batch(list(range(3 * PAIRS)))
+        for epoch in range(3):
+            expected = block_permutation(4, epoch, PAIRS, 2)
+            assert [row_of(name) for name in whole.id[epoch * PAIRS :][:PAIRS]] == expected.tolist()
+        part = given.batch([30, 7])
+        assert part.id == (whole.id[30], whole.id[7]) and torch.equal(part.latents[0], whole.latents[30])
+
+
+class TestMoments:
+    @pytest.fixture(scope="class")
+    def made(self, tmp_path_factory, pipeline):
+        folder, backbone = tmp_path_factory.mktemp("moments"), load(pipeline)
+        dataset = PreferenceDataset.open(write_pairs(folder / "data", make_pairs(6)))
+        data = replace(DATA, latents="moments")
+        return dataset, build_store(folder / "store", dataset, backbone, data), backbone, data
+
+    def loader(self, made) -> Loader:
+        return Loader(*made, list(range(6)), 0, "pairs")
+
+    def test_a_sample_is_that_of_diffusers_for_the_noise_of_its_draw(self, made):
+        dataset, _, backbone, _ = made
+        batch = self.loader(made).batch([0, 9])
+        for row, (place, half) in enumerate([(0, "chosen"), (1, "chosen"), (0, "rejected"), (1, "rejected")]):
+            content = dataset.image_bytes(row_of(batch.id[place]), half)
+            posterior = backbone.vae.model.encode(to_pixels(decode(content), SIDE, "center")[None]).latent_dist
+            seed = draw_seed(batch.draw[place], f"posterior {half}")
+            noise = torch.randn(batch.latents.shape[1:], generator=generator(seed, "posterior"))
+            expected = 0.6 * (posterior.mean + posterior.std * noise)[0]
+            torch.testing.assert_close(batch.latents[row], expected, atol=5e-3, rtol=5e-3)
+            assert (batch.latents[row] - 0.6 * posterior.mean[0]).abs().max() > 0.05
+
+    def test_each_epoch_and_image_has_its_own_and_a_place_always_the_same(self, made):
+        given = self.loader(made)
+        whole, again = given.batch(list(range(12))), given.batch([11])
+        assert torch.equal(again.latents[0], whole.latents[11]) and torch.equal(again.latents[1], whole.latents[23])
+        first, second = (whole.id.index("pair-2", start) for start in (0, 6))
+        assert not torch.equal(whole.latents[first], whole.latents[second])
+
+    def test_uncached_it_is_the_same_but_for_rounding(self, made):
+        dataset, _, backbone, data = made
+        direct = replace(self.loader(made), store=Direct(dataset, backbone, data))
+        ours, theirs = direct.batch([0, 9]).latents, self.loader(made).batch([0, 9]).latents
+        torch.testing.assert_close(ours, theirs, atol=1e-2, rtol=1e-2)
+
+    def test_mean_and_moments_share_a_folder(self, made, tmp_path):
+        dataset, _, backbone, data = made
+        shapes = [
+            build_store(tmp_path / "store", dataset, backbone, replace(data, latents=kind)).latents.shape
+            for kind in ("mean", "moments", "mean")
+        ]
+        assert shapes == [(4, 8, 8), (8, 8, 8), (4, 8, 8)]

@@ -55,7 +55,10 @@ def finals(run: Path) -> list[torch.Tensor]:
 
 def logged(run: Path) -> list[dict]:
     """The logged training steps of a run, without their speed."""
-    return [{key: value for key, value in line.items() if key != "pairs_per_second"} for line in metrics(run)]
+    return [
+        {key: value for key, value in line.items() if key not in ("pairs_per_second", "data_wait")}
+        for line in metrics(run)
+    ]
 
 
 def assert_resumes_bit_for_bit(config: Config, tmp_path: Path, cut: int) -> Path:

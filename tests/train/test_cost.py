@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from support.runs import tiny_config, with_lora
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffpref.data.ahead import Ahead
 from diffpref.models.loading import load_backbone
 from diffpref.objectives import DPO, SFT
 from diffpref.points import Independent
@@ -35,7 +36,7 @@ def learner_of(pipeline, tiny_pairs, tmp_path):
             reference = adapters_off(backbone) if lora else frozen_copy(backbone)
         optimizer = make_optimizer([p for p in backbone.net.parameters() if p.requires_grad], config.train)
         place = make_placer(config.points, backbone, reference, config.train, accelerator)
-        return Learner(accelerator, backbone, reference, place, loader, objective, config.train), optimizer
+        return Learner(accelerator, backbone, reference, place, Ahead(loader), objective, config.train), optimizer
 
     return build
 
@@ -73,7 +74,7 @@ def test_a_step_is_policy_forward_and_backward_and_reference_forward(learner_of,
     learner, optimizer = learner_of(lora, micros=2)
     with FlopCounterMode(display=False) as step:
         learner.step(0, optimizer)
-    points = learner.look(learner.places(0, 0)).points
+    points = learner.look(0, 0).points
     with FlopCounterMode(display=False) as reference:
         learner.reference(points.x_t, points.t, points.cond)
     with FlopCounterMode(display=False) as policy:

@@ -16,7 +16,9 @@ from diffpref.train.loop import train
 
 
 def same_samples(a: list[dict], b: list[dict]) -> bool:
-    timeless = [{key: value for key, value in line.items() if key != "pairs_per_second"} for line in a + b]
+    timeless = [
+        {key: value for key, value in line.items() if key not in ("pairs_per_second", "data_wait")} for line in a + b
+    ]
     return timeless[: len(a)] == timeless[len(a) :]
 
 

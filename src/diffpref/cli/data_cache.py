@@ -28,6 +28,14 @@ class Options:
     """Folder of the store; beside the dataset (DATASET.cache) when not given."""
     vae: str | None = None
     """Another VAE: a folder, or a pipeline folder or hub id that holds one."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    max_text_length: int = 0
+    """Tokens of the long text encoder, as training's model.max_text_length; 0 takes the family's own limit."""
+    latents: Literal["mean", "moments"] = "mean"
+    """Store the posterior's mean, or mean and variance, for training with data.latents moments."""
+    verify: bool = False
+    """Sum every shard of the store again, whatever its time says; what is damaged is made anew."""
     variant: Literal["base", "refiner"] = "base"
     """`refiner` for SDXL's refiner."""
 
@@ -56,14 +64,21 @@ def main(arguments: list[str]) -> None:
         crop=options.crop,
         flip=options.flip,
         captions=options.captions,
+        latents=options.latents,
         cache=options.cache,
     )
     dataset = with_options(PreferenceDataset.open(Path(options.dataset), options.split), data, "pairs")
-    model = ModelConfig(options.model, vae=options.vae, variant=options.variant)
+    model = ModelConfig(
+        options.model,
+        vae=options.vae,
+        variant=options.variant,
+        revision=options.revision,
+        max_text_length=options.max_text_length,
+    )
     backbone = load_backbone(model, best_device(), torch.bfloat16, trainable=False)  # its U-Net is not run
     folder = store_path(Config(data=data))
-    store = build_store(folder, dataset, backbone, data)
+    store = build_store(folder, dataset, backbone, data, summed=options.verify)
     for row, reason in store.bad.items():
         print(f"skipped {dataset.ids[row]}: {reason}")
-    texts = len(next(iter(store.text.values())).place)
-    print(f"{len(store.latents.place)} latents and {texts} prompts in {folder}")
+    texts = len(next(iter(store.text.values())))
+    print(f"{len(store.latents)} latents and {texts} prompts in {folder}, {store.nbytes:,} bytes")

@@ -31,23 +31,41 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class RowGroup:
+    """A row group of a file: its number there, and the dataset's rows in it."""
+
+    shard: Shard
+    number: int
+    rows: range
+
+
+@dataclass(frozen=True)
 class Pictures:
     """The images of a split, without all else: what another process needs to read them."""
 
     shards: tuple[Shard, ...]
     sides: tuple[Side, ...]
 
+    def row_groups(self) -> Iterator[RowGroup]:
+        """What the files are read by, in file order."""
+        for shard in self.shards:
+            first = shard.first
+            for number, count in enumerate(shard.groups):
+                yield RowGroup(shard, number, range(first, first + count))
+                first += count
+
     def iter_images(self, indices: Collection[int] | None = None) -> Iterator[tuple[int, Side, bytes]]:
         """As `PreferenceDataset.iter_images`."""
         wanted = None if indices is None else frozenset(indices)
         least, most = (0, sys.maxsize) if not wanted else (min(wanted), max(wanted))
-        for shard in self.shards:
-            first = shard.first
-            for group, count in enumerate(shard.groups):
-                near = first <= most and first + count > least
-                if wanted is None or (near and not wanted.isdisjoint(range(first, first + count))):
-                    yield from _group_images(shard.file, group, self.sides, first, wanted)
-                first += count
+        for group in self.row_groups():
+            near = group.rows.start <= most and group.rows.stop > least
+            if wanted is None or (near and not wanted.isdisjoint(group.rows)):
+                yield from self.group_images(group, wanted)
+
+    def group_images(self, group: RowGroup, wanted: Collection[int] | None = None) -> Iterator[tuple[int, Side, bytes]]:
+        """As `iter_images`, of one row group."""
+        return _group_images(group.shard.file, group.number, self.sides, group.rows.start, wanted)
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +224,7 @@ def split_names(path: Path) -> list[str]:
 
 
 def _group_images(
-    file: Path, group: int, sides: tuple[Side, ...], first: int, wanted: frozenset[int] | None
+    file: Path, group: int, sides: tuple[Side, ...], first: int, wanted: Collection[int] | None
 ) -> Iterator[tuple[int, Side, bytes]]:
     with parquet.opened(file) as opened:
         row = first

@@ -20,7 +20,7 @@ from diffpref.data.dataset import PreferenceDataset
 from diffpref.data.images import BadImage, decode
 from diffpref.data.pixels import to_pixels
 from diffpref.data.prompts import warn_of_cut
-from diffpref.data.views import View
+from diffpref.data.views import View, sampled
 from diffpref.errors import RunError
 from diffpref.train.config import DataConfig
 from diffpref.types import Backbone, Cond
@@ -45,24 +45,33 @@ class Direct:
     _seen: set[int] = field(default_factory=set)
     _texts: OrderedDict[str, Cond] = field(default_factory=OrderedDict)
 
-    def read(self, views: list[View]) -> list[Tensor | BadImage]:
-        """For each view its unscaled mean latents (C, h, w) fp32, or why it has none.
+    @property
+    def computes(self) -> bool:
+        return True
+
+    def read(self, views: list[View]) -> tuple[Tensor, set[int]]:
+        """The unscaled latents (n, C, h, w) fp32 of n views, zeros for those that cannot be read, and which these are.
 
         Raises UserError where more than 5% of the rows seen so far cannot be read, of at least 100 (or of all).
         """
         contents = [self.dataset.image_bytes(view.row, self.dataset.sides[view.side]) for view in views]
         with ThreadPoolExecutor(THREADS) as pool:
             pixels = list(pool.map(self._pixels, views, contents))
-        for view, result in zip(views, pixels, strict=True):
+        latents = torch.zeros(len(views), *self.backbone.latent_shape(self.data.resolution))
+        unreadable = set()
+        for number, (view, result) in enumerate(zip(views, pixels, strict=True)):
             self._seen.add(view.row)
-            if isinstance(result, BadImage) and view.row not in self.bad:
-                self.bad[view.row] = str(result)
-                log.warning("row %s cannot be read, another takes its place: %s", self.dataset.ids[view.row], result)
+            if isinstance(result, BadImage):
+                unreadable.add(number)
+                if view.row not in self.bad:
+                    self.bad[view.row] = str(result)
+                    name = self.dataset.ids[view.row]
+                    log.warning("row %s cannot be read, another takes its place: %s", name, result)
         refuse_many_bad(self.dataset, self.bad, max(len(self._seen), min(len(self.dataset), JUDGED_FROM)))
-        return [
-            result if isinstance(result, BadImage) else self._latents(view, result)
-            for view, result in zip(views, pixels, strict=True)
-        ]
+        for number, (view, result) in enumerate(zip(views, pixels, strict=True)):
+            if isinstance(result, Tensor):
+                latents[number] = self._latents(view, result)
+        return latents, unreadable
 
     def prompts(self, prompts: list[str]) -> Cond:
         """Conditioning of n prompts, on the CPU; the last ones are remembered, up to 512 MB of them."""
@@ -81,7 +90,10 @@ class Direct:
         return pixels.flip(-1) if view.mirrored else pixels
 
     def _latents(self, view: View, pixels: Tensor) -> Tensor:
-        latents = self.backbone.encode_images(pixels[None])[0].float().cpu()
+        if self.data.latents == "moments":
+            latents = sampled(self.backbone.encode_moments(pixels[None]).float().cpu(), [view])[0]
+        else:
+            latents = self.backbone.encode_images(pixels[None])[0].float().cpu()
         if not latents.isfinite().all():
             raise RunError(f"the VAE's latents of row {self.dataset.ids[view.row]} are not finite")
         return latents

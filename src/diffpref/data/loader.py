@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from diffpref.data.dataset import PreferenceDataset
-from diffpref.data.images import BadImage
 from diffpref.data.views import Encoded, View
-from diffpref.draws import draw_seed, permutation, uniform
+from diffpref.draws import block_permutation, draw_seed, permutation, uniform
 from diffpref.train.config import DataConfig
 from diffpref.types import Backbone, Batch, Items
 
@@ -56,17 +55,19 @@ class Loader:
         An item that cannot be read, which only an uncached run can meet, is replaced by the next in the epoch's order
         that can, under the draw of its own place: so the sample at a place remains a function of the place.
         """
+        return self.deliver(self.collect(places))
+
+    def collect(self, places: list[int]) -> Batch:
+        """The batch with unscaled latents on the CPU, in pinned memory for a GPU: all of it that a thread may do."""
         samples = [self._sample(place) for place in places]
-        found = self.store.read([view for sample in samples for view in sample.views])
-        latents: list[list[Tensor]] = []
-        for number, place in enumerate(places):
-            size = len(samples[number].views)
-            images, later = found[number * size : (number + 1) * size], 0
-            while any(isinstance(image, BadImage) for image in images):
+        halves = range(len(samples[0].views))
+        latents, unreadable = self.store.read([sample.views[half] for half in halves for sample in samples])
+        for number in sorted({row % len(places) for row in unreadable}):
+            later, wrong = 0, unreadable
+            while wrong:
                 later += 1
-                samples[number] = self._sample(place, later)
-                images = self.store.read(list(samples[number].views))
-            latents.append([image for image in images if isinstance(image, Tensor)])
+                samples[number] = self._sample(places[number], later)
+                latents[number :: len(places)], wrong = self.store.read(list(samples[number].views))
         return self._collate(samples, latents)
 
     @property
@@ -76,7 +77,8 @@ class Loader:
     def _sample(self, place: int, later: int = 0) -> Sample:
         """The item at a place, or the one that stands so much later in its epoch's order, with the place's draw."""
         epoch, k = divmod(place, len(self))
-        number = int(_order(self.seed, epoch, len(self))[(k + later) % len(self)])
+        block = self.data.shuffle_block if self.data.shuffle == "block" else None
+        number = int(_order(self.seed, epoch, len(self), block)[(k + later) % len(self)])
         which, half = divmod(number, self._items_of_a_row)
         row, draw = self.rows[which], draw_seed(self.seed, "sample", epoch, k)
         sides, label = self._ordered(row)
@@ -113,24 +115,39 @@ class Loader:
             view = View(row, side, mirrored)
             if self.data.crop == "random":
                 view = replace(view, left=uniform(draw, f"left{whose}"), top=uniform(draw, f"top{whose}"))
+            if self.data.latents == "moments":  # each image's own, as the published scripts sample them
+                view = replace(view, seed=draw_seed(draw, f"posterior {half}"))
             views.append(view)
         return tuple(views)
 
-    def _collate(self, samples: list[Sample], latents: list[list[Tensor]]) -> Batch:
-        halves = range(len(samples[0].views))
-        images = torch.stack([rows[half] for half in halves for rows in latents]).to(self.backbone.device)
-        cond = self.store.prompts([sample.prompts[half] for half in halves for sample in samples])
+    def deliver(self, batch: Batch) -> Batch:
+        """A collected batch on the device, its latents scaled."""
         device = self.backbone.device
+        return replace(
+            batch,
+            latents=self.backbone.scale_latents(batch.latents.to(device, non_blocking=True)),
+            cond={name: part.to(device, non_blocking=True) for name, part in batch.cond.items()},
+            label=batch.label.to(device, non_blocking=True),
+            weight=batch.weight.to(device, non_blocking=True),
+        )
+
+    def _collate(self, samples: list[Sample], latents: Tensor) -> Batch:
+        halves = range(len(samples[0].views))
+        cond = self.store.prompts([sample.prompts[half] for half in halves for sample in samples])
+        pin = self._pinned
         return Batch(
-            latents=self.backbone.scale_latents(images),
-            cond={name: part.to(device) for name, part in cond.items()},
-            label=torch.tensor([sample.label for sample in samples], dtype=torch.float32, device=device),
-            weight=torch.tensor([sample.weight for sample in samples], dtype=torch.float32, device=device),
+            latents=pin(latents),
+            cond={name: pin(part) for name, part in cond.items()},
+            label=pin(torch.tensor([sample.label for sample in samples], dtype=torch.float32)),
+            weight=pin(torch.tensor([sample.weight for sample in samples], dtype=torch.float32)),
             id=tuple(sample.name for sample in samples),
             draw=tuple(sample.draw for sample in samples),
         )
 
+    def _pinned(self, tensor: Tensor) -> Tensor:
+        return tensor.pin_memory() if self.backbone.device.type == "cuda" else tensor
+
 
 @lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-    return permutation(seed, epoch, count)
+def _order(seed: int, epoch: int, count: int, block: int | None) -> np.ndarray:
+    return permutation(seed, epoch, count) if block is None else block_permutation(seed, epoch, count, block)

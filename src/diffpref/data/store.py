@@ -1,35 +1,40 @@
 """The store of latents and text embeddings: what the VAE and the text encoder say, computed once.
 
 Keys are content: an image's latents belong to its bytes' SHA-256, its flip and the recipe (VAE weights, resolution,
-crop, dtype, version of this code); a text embedding to its prompt and the text encoder's weights. So a repeated image
-is stored once, another resolution or VAE never reads stale rows, and building makes only what is missing.
-Latents are the posterior's mean, unscaled, in fp16.
+crop, mean or moments, dtype, version of this code); a text embedding to its prompt and the text encoder's weights. So
+a repeated image is stored once, another resolution or VAE never reads stale rows, and building makes only what is
+missing. Any number of processes may build at once. Latents are unscaled, in fp16: the posterior's mean, or its mean and
+log variance.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from diffpref.data.building import Claims, ImageHashes, Unreadable, clean, share
 from diffpref.data.choice import refuse_many_bad
-from diffpref.data.dataset import PreferenceDataset
+from diffpref.data.dataset import PreferenceDataset, RowGroup
 from diffpref.data.images import BadImage, decode
 from diffpref.data.pixels import to_pixels
 from diffpref.data.prompts import warn_of_cut
-from diffpref.data.shards import Shards, TensorWriter
+from diffpref.data.shards import Shards, TensorWriter, as_keys, key_of
 from diffpref.data.threads import groups
-from diffpref.data.views import View
-from diffpref.errors import UserError
+from diffpref.data.views import View, sampled
+from diffpref.errors import RunError, UserError
 from diffpref.progress import Bar
 from diffpref.train.config import DataConfig
 from diffpref.types import Backbone, Cond
 
-VERSION = "1"  # raise it when the way from bytes to latents changes
+log = logging.getLogger("diffpref")
+VERSION = "2"  # raise it when the way from bytes to latents, or what a shard is, changes
 IMAGE_BATCH, TEXT_BATCH = 16, 64
 
 
@@ -37,111 +42,242 @@ IMAGE_BATCH, TEXT_BATCH = 16, 64
 class Store:
     """Latents and text embeddings of a dataset.
 
-    hashes: for each row the SHA-256 of its images (chosen and rejected, or the one), None where one cannot be decoded
-    and for rows that the options leave out.
-    bad: what is wrong with the rows that cannot be decoded, by row.
+    hashes: the SHA-256 of each row's images (chosen and rejected, or the one), uint8 (rows, sides, 32).
+    places: where their latents stand, plain and if they are stored mirrored, int64 (rows, sides, 1 or 2); -1 for rows
+    that cannot be decoded or that the options leave out. bad: what is wrong with the former, by row.
+    moments: whether latents are stored as mean and log variance.
     """
 
     latents: Shards
     text: dict[str, Shards]
-    hashes: list[tuple[str, ...] | None]
+    hashes: np.ndarray
+    places: np.ndarray
     bad: dict[int, str]
+    moments: bool
 
-    def read(self, views: list[View]) -> list[Tensor | BadImage]:
-        """The unscaled latents (C, h, w) fp32 of views of rows that are not `bad`."""
-        hashes = [(self.hashes[view.row] or ())[view.side] for view in views]
-        return list(self.images([(sha, view.mirrored) for sha, view in zip(hashes, views, strict=True)]))
+    @property
+    def computes(self) -> bool:
+        return False
 
-    def images(self, keys: list[tuple[str, bool]]) -> Tensor:
-        """Unscaled latents (n, C, h, w) fp32 of images given as (SHA-256, mirrored)."""
-        return self.latents.rows([_image_key(sha, mirrored) for sha, mirrored in keys]).float()
+    def read(self, views: list[View]) -> tuple[Tensor, set[int]]:
+        """The unscaled latents (n, C, h, w) fp32 of views of rows that are not `bad`; all of them can be read."""
+        places = self.places[[v.row for v in views], [v.side for v in views], [int(v.mirrored) for v in views]]
+        rows = self.latents.at(places).float()
+        return sampled(rows, views) if self.moments else rows, set()
 
     def prompts(self, prompts: list[str]) -> Cond:
         """Conditioning of n prompts, fp32 but for masks and whole numbers."""
-        keys = [_prompt_key(prompt) for prompt in prompts]
+        keys = as_keys([key_of(prompt) for prompt in prompts])
         rows = {name: shards.rows(keys) for name, shards in self.text.items()}
         return {name: part.float() if part.is_floating_point() else part for name, part in rows.items()}
 
+    @property
+    def nbytes(self) -> int:
+        """The size of its shards."""
+        return sum(shards.nbytes for shards in (self.latents, *self.text.values()))
 
-def build_store(folder: Path, dataset: PreferenceDataset, backbone: Backbone, data: DataConfig) -> Store:
-    """Encode what the store lacks and open it.
 
+def build_store(
+    folder: Path,
+    dataset: PreferenceDataset,
+    backbone: Backbone,
+    data: DataConfig,
+    shown: bool = True,
+    summed: bool = False,
+) -> Store:
+    """Encode what the store lacks, together with other processes that are at it, and open it.
+
+    shown: whether progress is. summed: sum every shard, whatever its time says.
     Rows that the options leave out are passed over. Rows whose images cannot be decoded are named in `bad`; more than
     5% of them raise UserError.
     """
     identity = backbone.identity()
     backbone.latent_shape(data.resolution)  # refuses a resolution that the VAE cannot take
-    image_recipe = _digest(identity["vae"], str(data.resolution), data.crop, "mean", "float16", VERSION)[:12]
-    text_recipe = _digest(identity["text"], "float16", VERSION)[:12]
+    image_recipe = _digest(identity["vae"], str(data.resolution), data.crop, data.latents, "float16", VERSION)
+    text_recipe = _digest(identity["text"], "float16", VERSION)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        latents = Shards(folder, "latents", image_recipe)
-        text = {name: Shards(folder, f"text_{name}", text_recipe) for name in backbone.cond_names}
-        hashes, bad = _encode_images(folder, image_recipe, set(latents.place), dataset, backbone, data)
-        _encode_prompts(folder, text_recipe, list(text.values()), dataset, backbone)
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        clean(folder)
+        claims = Claims(folder)
+        latents = Shards(folder, "latents", image_recipe, summed)
+        text = {name: Shards(folder, f"text_{name}", text_recipe, summed) for name in backbone.cond_names}
+        for file in (file for shards in (latents, *text.values()) for file in shards.damaged):
+            log.warning("%s is damaged; what it lacks is made again", file)
+        images = _Images(folder, image_recipe, latents, dataset, backbone, data)
+        images.fill(claims, shown)
+        _encode_prompts(folder, text_recipe, text, claims, dataset, backbone, shown)
+    except OSError as error:
         raise UserError(f"data.cache: cannot write {folder}: {error.strerror}") from error
-    for shards in (latents, *text.values()):
-        shards.refresh()
-    return Store(latents, text, hashes, bad)
+    bad = images.bad()
+    refuse_many_bad(dataset, bad, int(images.wanted.sum()))
+    places = images.places(range(len(dataset)))
+    return Store(latents, text, images.hashes.rows, places, bad, data.latents == "moments")
 
 
-def _encode_images(
-    folder: Path, recipe: str, stored: set[str], dataset: PreferenceDataset, backbone: Backbone, data: DataConfig
-) -> tuple[list[tuple[str, ...] | None], dict[int, str]]:
-    """Encode the images whose keys are not `stored` yet; each row's hashes, and what is wrong with bad rows."""
-    writer = TensorWriter(folder, "latents", recipe)
-    flips = (False, True) if data.flip else (False,)
-    rows = None if not dataset.left_out else [row for row in range(len(dataset)) if row not in dataset.left_out]
-    count = len(dataset) if rows is None else len(rows)
-    found: dict[int, list[str]] = {}
-    bad: dict[int, str] = {}
-    encoded = 0
-    with Bar("latents", len(dataset.sides) * count, "images") as bar, ThreadPoolExecutor(4) as pool:
-        for group in groups(dataset.iter_images(rows), IMAGE_BATCH):
-            fresh: dict[str, bytes] = {}
-            owners: dict[str, list[int]] = {}
-            for row, _, content in group:
-                sha = hashlib.sha256(content).hexdigest()
-                found.setdefault(row, []).append(sha)
-                owners.setdefault(sha, []).append(row)
-                if any(_image_key(sha, flip) not in stored for flip in flips):
+class _Images:
+    """A dataset's images on their way into the store. wanted: which rows the options leave in, bool (rows,)."""
+
+    def __init__(
+        self,
+        folder: Path,
+        recipe: str,
+        latents: Shards,
+        dataset: PreferenceDataset,
+        backbone: Backbone,
+        data: DataConfig,
+    ) -> None:
+        self.hashes, self.unreadable = ImageHashes(folder, dataset), Unreadable(folder, recipe)
+        self.wanted = np.ones(len(dataset), bool)
+        self.wanted[list(dataset.left_out)] = False
+        self._latents, self._dataset, self._backbone, self._data = latents, dataset, backbone, data
+        self._writer = TensorWriter(folder, "latents", recipe)
+        self._written: set[bytes] = set()  # in the writer, and so not in the shards yet
+        self._recipe, self._folder = recipe, folder
+        self._flips = (False, True) if data.flip else (False,)
+
+    def places(self, rows: range) -> np.ndarray:
+        """Where the latents of rows stand, int64 (rows, sides, flips)."""
+        own = self.hashes.rows[rows.start : rows.stop]
+        found = [self._latents.find(_keys(own.reshape(-1, own.shape[2]), flip)) for flip in self._flips]
+        return np.stack(found, axis=-1).reshape(*own.shape[:2], len(self._flips))
+
+    def missing(self, rows: range) -> np.ndarray:
+        """Which rows have an image that is neither stored nor known to be unreadable, bool (rows,)."""
+        own = self.hashes.rows[rows.start : rows.stop]
+        fine = np.all(self.places(rows) >= 0, axis=2)
+        for row, side in zip(*np.nonzero(~fine & own.any(axis=2)), strict=True):
+            fine[row, side] = self.unreadable.get(own[row, side].tobytes()) is not None
+        return self.wanted[rows.start : rows.stop] & ~np.all(fine, axis=1)
+
+    def bad(self) -> dict[int, str]:
+        """What is wrong with the rows that cannot be decoded, in their order."""
+        absent = (self.places(range(len(self._dataset))) < 0).any(axis=2) & self.wanted[:, None]
+        found: dict[int, str] = {}
+        for row, side in zip(*np.nonzero(absent), strict=True):
+            if reason := self.unreadable.get(self.hashes.rows[row, side].tobytes()):
+                found.setdefault(int(row), reason)
+        return found
+
+    def fill(self, claims: Claims, shown: bool) -> None:
+        """Encode what is missing, together with others."""
+        missing = self.missing(range(len(self._dataset)))
+        units = [g for g in self._dataset.pictures.row_groups() if missing[g.rows.start : g.rows.stop].any()]
+        if not units:
+            return
+        sides = len(self._dataset.sides)
+        total, left = (sides * int(rows.sum()) for rows in (self.wanted, missing))
+        with Bar("latents", total, "images", total - left, shown) as bar, ThreadPoolExecutor(4) as pool:
+
+            def make(number: int) -> None:
+                self._latents.refresh()
+                self.hashes.refresh(units[number].rows)
+                self._encode(units[number], bar, pool)
+                rows = missing[units[number].rows.start : units[number].rows.stop]
+                bar.advance(sides * int(rows.sum()))
+
+            names = [f"latents {self._recipe} {unit.shard.first} {unit.rows}" for unit in units]
+            share(names, claims, make, lambda: self._writer.due, self._save)
+        self._latents.refresh()
+        self.hashes.refresh(range(len(self._dataset)))
+        self.unreadable.refresh()
+        if self.missing(range(len(self._dataset))).any():
+            raise RunError(f"{self._folder} lost latents while it was filled; start again")
+
+    def _save(self) -> None:
+        self._writer.close()
+        self._written.clear()
+        self.unreadable.save()
+        self._latents.refresh()
+
+    def _encode(self, unit: RowGroup, bar: Bar, pool: ThreadPoolExecutor) -> None:
+        """Encode what a row group lacks.
+
+        Batches are always full, of repeats if need be: a batch of another size could give other last bits, and then a
+        row would depend on what else was missing.
+        """
+        lacking = {unit.rows.start + int(row) for row in np.flatnonzero(self.missing(unit.rows))}
+        sides = {side: number for number, side in enumerate(self._dataset.sides)}
+        for group in groups(self._dataset.pictures.group_images(unit, lacking) if lacking else (), IMAGE_BATCH):
+            fresh: dict[bytes, bytes] = {}
+            for row, side, content in group:
+                sha = hashlib.sha256(content).digest()
+                self.hashes.rows[row, sides[side]] = np.frombuffer(sha, np.uint8)
+                tried = sha in self._written or self.unreadable.get(sha) is not None
+                if not tried and any(self._lacks(sha, flip) for flip in self._flips):
                     fresh[sha] = content
-            decoded = dict(zip(fresh, pool.map(lambda c: _pixels(c, data), fresh.values()), strict=True))
+            decoded = dict(zip(fresh, pool.map(lambda c: _pixels(c, self._data), fresh.values()), strict=True))
             for sha, result in decoded.items():
                 if isinstance(result, BadImage):
-                    bad.update(dict.fromkeys(owners[sha], str(result)))
-            good = {sha: result for sha, result in decoded.items() if isinstance(result, Tensor)}
-            if good:
-                for flip in flips:
+                    self.unreadable.add(sha, str(result))
+            for flip in self._flips:
+                good = {
+                    sha: found for sha, found in decoded.items() if isinstance(found, Tensor) and self._lacks(sha, flip)
+                }
+                if good:
                     pixels = torch.stack(list(good.values()))
-                    latents = backbone.encode_images(pixels.flip(-1) if flip else pixels)
-                    writer.add([_image_key(sha, flip) for sha in good], latents)
-                stored.update(_image_key(sha, flip) for sha in good for flip in flips)
-                encoded += len(good)
-            bar.advance(len(group), note=f"{encoded} encoded")
-        writer.close()
-    refuse_many_bad(dataset, bad, count)
-    hashes = [tuple(found[row]) if row in found and row not in bad else None for row in range(len(dataset))]
-    return hashes, bad
+                    pixels = torch.cat([pixels, pixels[-1:].expand(IMAGE_BATCH - len(good), *pixels.shape[1:])])
+                    made = _latents(self._backbone, pixels.flip(-1) if flip else pixels, self._data)
+                    self._writer.add(_keys(as_keys(list(good)), flip), made[: len(good)])
+            self._written |= set(fresh)
+            if self._writer.due:
+                self._save()
+        self.hashes.note(unit.rows)
+
+    def _lacks(self, sha: bytes, flip: bool) -> bool:
+        return bool(self._latents.find(_keys(as_keys([sha]), flip))[0] < 0)
 
 
 def _encode_prompts(
-    folder: Path, recipe: str, present: list[Shards], dataset: PreferenceDataset, backbone: Backbone
+    folder: Path,
+    recipe: str,
+    text: dict[str, Shards],
+    claims: Claims,
+    dataset: PreferenceDataset,
+    backbone: Backbone,
+    shown: bool,
 ) -> None:
     """Encode the prompts that are missing, and the empty one, which guidance and prompt dropout need."""
-    wanted = {"": None} | dataset.captions()
-    missing = [prompt for prompt in wanted if any(_prompt_key(prompt) not in shards for shards in present)]
-    writers = {name: TensorWriter(folder, f"text_{name}", recipe) for name in backbone.cond_names}
-    if missing:
+    wanted = list({"": None} | dataset.captions())
+    keys = as_keys([key_of(prompt) for prompt in wanted])
+
+    def missing(numbers: np.ndarray) -> np.ndarray:
+        found = [shards.find(keys[numbers]) >= 0 for shards in text.values()]
+        return numbers[~np.logical_and.reduce(found)]
+
+    left = missing(np.arange(len(wanted)))
+    if not len(left):
+        return
+    if shown:
         warn_of_cut(backbone, wanted)
-        with Bar("prompts", len(missing), "prompts") as bar:
-            for group in groups(missing, TEXT_BATCH):
-                for name, rows in backbone.encode_prompts(group).items():
-                    writers[name].add([_prompt_key(prompt) for prompt in group], rows)
-                bar.advance(len(group))
-            for writer in writers.values():
-                writer.close()
+    starts = sorted({int(row) // TEXT_BATCH * TEXT_BATCH for row in left})
+    units = [np.arange(start, min(start + TEXT_BATCH, len(wanted))) for start in starts]
+    writers = {name: TensorWriter(folder, f"text_{name}", recipe, trimmed=True) for name in text}
+
+    def save() -> None:
+        for name, writer in writers.items():
+            writer.close()
+            text[name].refresh()
+
+    with Bar("prompts", len(wanted), "prompts", len(wanted) - len(left), shown) as bar:
+
+        def make(number: int) -> None:
+            """Batches are always full, as those of images."""
+            for shards in text.values():
+                shards.refresh()
+            lacking = missing(units[number])
+            if len(lacking):
+                given = [wanted[row] for row in lacking]
+                encoded = backbone.encode_prompts(given + given[-1:] * (TEXT_BATCH - len(given)))
+                for name, rows in encoded.items():
+                    writers[name].add(keys[lacking], rows[: len(given)])
+            bar.advance(int(np.isin(units[number], left).sum()))
+
+        names = [f"text {recipe} {keys[unit[0]].tobytes().hex()}" for unit in units]
+        share(names, claims, make, lambda: any(writer.due for writer in writers.values()), save)
+
+
+def _latents(backbone: Backbone, pixels: Tensor, data: DataConfig) -> Tensor:
+    return backbone.encode_moments(pixels) if data.latents == "moments" else backbone.encode_images(pixels)
 
 
 def _pixels(content: bytes, data: DataConfig) -> Tensor | BadImage:
@@ -151,13 +287,10 @@ def _pixels(content: bytes, data: DataConfig) -> Tensor | BadImage:
         return error
 
 
-def _image_key(sha: str, mirrored: bool) -> str:
-    return f"{sha}-mirrored" if mirrored else sha
-
-
-def _prompt_key(prompt: str) -> str:
-    return _digest(prompt)
+def _keys(shas: np.ndarray, mirrored: bool) -> np.ndarray:
+    """The keys of images: their SHA-256 sums, with all bits turned for mirrored ones."""
+    return ~shas if mirrored else shas
 
 
 def _digest(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]

@@ -27,6 +27,8 @@ class Autoencoder(Protocol):
 
     def encode(self, pixels: Tensor) -> Tensor: ...
 
+    def moments(self, pixels: Tensor) -> Tensor: ...
+
     def scale(self, latents: Tensor) -> Tensor: ...
 
     def decode(self, latents: Tensor) -> Tensor: ...
@@ -69,6 +71,10 @@ class LatentBackbone(ABC):
     def encode_images(self, pixels: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n c h w"]:
         """Unscaled mean latents (n, C, h, w) fp32 of pixels (n, 3, H, W) in [-1, 1]."""
         return self.vae.encode(pixels)
+
+    def encode_moments(self, pixels: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n c2 h w"]:
+        """Mean and log variance of the latents' posterior, one behind the other: (n, 2 C, h, w) fp32, unscaled."""
+        return self.vae.moments(pixels)
 
     def scale_latents(self, latents: Tensor) -> Tensor:
         return self.vae.scale(latents)

@@ -74,6 +74,12 @@ class VideoVae:
         frames = pixels.to(self.device, torch.float32).unsqueeze(2)
         return self.model.encode(frames).latent_dist.mean.squeeze(2)
 
+    @torch.no_grad()
+    def moments(self, pixels: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n c2 h w"]:
+        """Mean and log variance of the posterior of pixels, one behind the other: (n, 2 C, h, w) fp32, unscaled."""
+        found = self.model.encode(pixels.to(self.device, torch.float32).unsqueeze(2)).latent_dist
+        return torch.cat([found.mean, found.logvar], dim=1).squeeze(2)
+
     def scale(self, latents: Tensor) -> Tensor:
         """Unscaled latents (..., C, h, w), standardized."""
         mean, deviation = self._moments(latents)

@@ -58,6 +58,12 @@ class Vae:
         """Unscaled mean latents (n, C, h, w) fp32 of pixels (n, 3, H, W) in [-1, 1]."""
         return self.model.encode(pixels.to(self.device, torch.float32)).latent_dist.mean
 
+    @torch.no_grad()
+    def moments(self, pixels: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n c2 h w"]:
+        """Mean and log variance of the posterior of pixels, one behind the other: (n, 2 C, h, w) fp32, unscaled."""
+        found = self.model.encode(pixels.to(self.device, torch.float32)).latent_dist
+        return torch.cat([found.mean, found.logvar], dim=1)
+
     def scale(self, latents: Tensor) -> Tensor:
         """Unscaled latents (..., C, h, w) as the network takes them: shifted and scaled by the config's numbers."""
         mean, deviation, factor = self._moments(latents)

@@ -35,10 +35,10 @@ def calibrated_objective(learner: Learner) -> Objective:
     """
     if learner.reference is None:
         raise ValueError("a beta on a reference's scale needs a reference")
-    place = Paired() if learner.loader.items == "pairs" else Independent()
+    place = Paired() if learner.data.loader.items == "pairs" else Independent()
     errors = []
     for micro in range(learner.train.gradient_accumulation_steps):
-        points = place(learner.loader.batch(learner.places(0, micro)), learner.policy.schedule)
+        points = place(learner.data.loader.batch(learner.places(0, micro)), learner.policy.schedule)
         with learner.accelerator.autocast():
             known = learner.reference(points.x_t, points.t, points.cond)
         errors.append((known.float() - points.target.float()).square().mean())

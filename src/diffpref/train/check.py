@@ -22,6 +22,7 @@ def _check_numbers(config: Config) -> None:
     positive: dict[str, float | str | None] = {
         "model.lora_alpha": model.lora_alpha,
         "data.resolution": data.resolution,
+        "data.shuffle_block": data.shuffle_block,
         "data.choice_temperature": data.choice_temperature,
         "train.max_steps": train.max_steps,
         "train.batch_size": train.batch_size,

@@ -77,6 +77,14 @@ class DataConfig:
     """Probability that a pair's prompts are replaced by the empty one, both alike."""
     ties: Literal["drop", "random", "soft"] = "drop"
     """Pairs of label 0.5: left out, given a winner by the seed, or trained on with the label 0.5."""
+    latents: Literal["mean", "moments"] = "mean"
+    """The VAE's posterior: its mean always, or a sample of it at every step, as the published scripts take (which
+    stores mean and variance, twice the room)."""
+    shuffle: Literal["full", "block"] = "full"
+    """Order of an epoch: any item anywhere, or blocks of neighbouring rows in any order and their items mixed over
+    eight blocks, for stores whose far reads are slow."""
+    shuffle_block: int = 4096
+    """Items of such a block."""
     cache: str | None = None
     """Folder of the latent store; beside the dataset (PATH.cache) when not given; `none` encodes at every step."""
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from diffpref.data.ahead import Ahead
 from diffpref.data.choice import Choice
 from diffpref.data.loader import Loader
 from diffpref.errors import RunError
@@ -72,7 +73,8 @@ def train(config: Config, resume: bool = False) -> Path:
         _announce(config, choice, loader, run)
     net, optimizer = accelerator.prepare(backbone.net, optimizer)
     policy = backbone.with_net(net)
-    learner = Learner(accelerator, policy, reference, place, loader, config.objective, config.train)
+    data = Ahead(loader)
+    learner = Learner(accelerator, policy, reference, place, data, config.objective, config.train)
     if wants_calibration(config.objective):
         learner = replace(learner, objective=state.objective(lambda: calibrated_objective(learner)))
 
@@ -96,7 +98,7 @@ def train(config: Config, resume: bool = False) -> Path:
         look(0)
         if config.guard.action == "rollback":
             state.keep()  # there must be something to go back to
-    clock = _Clock(learner.items)
+    clock = _Clock(learner.items, data)
     bar = Bar("training", config.train.max_steps, "steps", state.step, shown=accelerator.is_main_process)
     try:
         with bar:
@@ -122,6 +124,8 @@ def train(config: Config, resume: bool = False) -> Path:
     except KeyboardInterrupt:
         log.warning("interrupted at step %d; add --resume to go on from the last checkpoint", state.step)
         raise
+    finally:
+        data.close()
     if accelerator.is_main_process:
         _list_skipped(loader, run)  # without a store, broken rows show only when they are met
         with state.shown_weights():
@@ -174,21 +178,23 @@ def _list_skipped(loader: Loader, run: RunFolder) -> None:
 
 @dataclass
 class _Clock:
-    """Items a second since the last reading, without the time of validation and saving."""
+    """Items a second since the last reading, and the share of waiting for data, without validation and saving."""
 
     items: int
+    data: Ahead
 
     def __post_init__(self) -> None:
-        self._started, self._steps = time.perf_counter(), 0
+        self._started, self._steps, self._waited = time.perf_counter(), 0, self.data.waited
 
     def count(self) -> None:
         self._steps += 1
 
     def rate(self) -> dict[str, float]:
         now = time.perf_counter()
-        rate = self._steps * self.items / max(now - self._started, 1e-9)
-        self._started, self._steps = now, 0
-        return {"pairs_per_second": rate}
+        seconds, waited = max(now - self._started, 1e-9), self.data.waited - self._waited
+        found = {"pairs_per_second": self._steps * self.items / seconds, "data_wait": waited / seconds}
+        self._started, self._steps, self._waited = now, 0, self.data.waited
+        return found
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:

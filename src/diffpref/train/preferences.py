@@ -58,8 +58,8 @@ def open_preferences(
 ) -> tuple[Loader, Loader | None, Choice]:
     """The loader of what is trained on, that of what is held out (None if nothing is), and the choice of rows.
 
-    dataset: what `open_dataset` gave; it is called when not given. The main process fills the store; the others wait
-    for it. Raises UserError for whatever is wrong with the data.
+    dataset: what `open_dataset` gave; it is called when not given. All processes fill the
+    store together. Raises UserError for whatever is wrong with the data.
     """
     dataset = dataset or open_dataset(config, accelerator)
     encoded = _encoded(config, dataset, backbone, accelerator)
@@ -79,11 +79,9 @@ def _encoded(config: Config, dataset: PreferenceDataset, backbone: Backbone, acc
         if accelerator.is_main_process:
             direct.warn_of_cut_prompts()
         return direct
-    if not accelerator.is_main_process:
-        accelerator.wait_for_everyone()
-    store = build_store(store_path(config), dataset, backbone, config.data)
-    if accelerator.is_main_process:
-        accelerator.wait_for_everyone()
+    main = bool(accelerator.is_main_process)
+    store = build_store(store_path(config), dataset, backbone, config.data, shown=main)  # by all processes together
+    accelerator.wait_for_everyone()
     return store
 
 

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from diffpref.data.loader import Loader
+from diffpref.data.ahead import Ahead
 from diffpref.objectives import Objective
 from diffpref.safeguard import safeguarded
 from diffpref.train.config import TrainConfig
@@ -40,7 +40,7 @@ class Learner:
     policy: Backbone
     reference: Predict | None
     place: Placer
-    loader: Loader
+    data: Ahead
     objective: Objective
     train: TrainConfig
 
@@ -57,7 +57,7 @@ class Learner:
         offenders: list[str] = []
         for micro in range(micros):
             with self._synchronised(last=micro == micros - 1):
-                look = waiting.looks[micro] if waiting else self.look(self.places(number, micro))
+                look = waiting.looks[micro] if waiting else self.look(number, micro)
                 outputs = self._examine(look)
                 if self.objective.needs_mean_gain:
                     mean = waiting.mean if waiting else self._mean([outputs])
@@ -89,9 +89,11 @@ class Learner:
         first = number * self.items + (micro * shares + self.accelerator.process_index) * size
         return list(range(first, first + size))
 
-    def look(self, places: list[int]) -> Look:
-        """The points of these places and what the reference predicts there."""
-        batch = self.loader.batch(places)
+    def look(self, number: int, micro: int) -> Look:
+        """The points of a micro-batch and what the reference predicts there."""
+        last = micro + 1 == self.train.gradient_accumulation_steps
+        after = (number + 1, 0) if last else (number, micro + 1)
+        batch = self.data.batch(self.places(number, micro), lambda: self.places(*after))
         with self.accelerator.autocast():
             points = self.place(batch)
             if self.train.snr_gamma is not None:
@@ -107,7 +109,7 @@ class Learner:
 
     def _gain_ahead(self, number: int) -> _Waiting:
         """All micro-batches' looks and their mean gain: one more forward of the policy, without gradients."""
-        looks = [self.look(self.places(number, micro)) for micro in range(self.train.gradient_accumulation_steps)]
+        looks = [self.look(number, micro) for micro in range(self.train.gradient_accumulation_steps)]
         with torch.no_grad():
             return _Waiting(looks, self._mean([self._examine(look) for look in looks]))
 
