@@ -16,7 +16,7 @@ from support.datasets import encoded, noise, truncated_jpeg
 from support.tiny import SIDE, load, make_pairs, write_pairs
 
 from diffpref.data.building import Claims, ImageHashes, clean, share
-from diffpref.data.dataset import PreferenceDataset
+from diffpref.data.dataset import Pictures, PreferenceDataset
 from diffpref.data.store import build_store
 from diffpref.data.views import View
 from diffpref.train.config import DataConfig
@@ -32,14 +32,14 @@ def backbone(pipeline):
 
 def read_images(monkeypatch) -> list[int]:
     """The rows whose images are read from here on."""
-    rows, real = [], PreferenceDataset.group_images
+    rows, real = [], Pictures.group_images
 
     def group_images(self, group, wanted=None):
         for row, side, content in real(self, group, wanted):
             rows.append(row)
             yield row, side, content
 
-    monkeypatch.setattr(PreferenceDataset, "group_images", group_images)
+    monkeypatch.setattr(Pictures, "group_images", group_images)
     return rows
 
 
