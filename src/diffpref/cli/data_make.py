@@ -98,7 +98,7 @@ def run_caption(arguments: list[str]) -> None:
     from diffpref.data.annotate import caption_dataset
     from diffpref.embedded.describer import Describer
 
-    _tell(given, caption_dataset(_opened(given), given.output, Describer(), given.overwrite))
+    _tell(given, caption_dataset(_opened(given), given.output, Describer(), {}, given.overwrite))
 
 
 def run_label(arguments: list[str]) -> None:

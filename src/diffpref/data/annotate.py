@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
+from diffpref.captioners.base import Captioner, NoCaption
 from diffpref.data.dataset import PreferenceDataset
 from diffpref.data.images import BadImage, decode
 from diffpref.data.making import Making, making
@@ -31,23 +31,12 @@ BATCH = 32  # rows that a captioner or scorer sees at once
 Said = float | str | UnscorableError | None
 
 
-@runtime_checkable
-class Captioner(Protocol):
-    """Says what images show."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def version(self) -> str: ...
-
-    def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[str | None]:
-        """One caption for each image, which was drawn for its prompt; None for one that cannot be captioned."""
-        ...
-
-
 def caption_dataset(
-    dataset: PreferenceDataset, output: Path, captioner: Captioner, overwrite: bool = False
+    dataset: PreferenceDataset,
+    output: Path,
+    captioner: Captioner,
+    options: dict[str, str | float],
+    overwrite: bool = False,
 ) -> DatasetSummary:
     """The dataset with a caption of its own for every image, in `chosen_prompt, rejected_prompt` or `image_prompt`.
 
@@ -55,9 +44,13 @@ def caption_dataset(
     images, which are left out.
     """
     columns = {side: f"{side}_prompt" for side in dataset.sides}
-    options: dict[str, str | float] = {"captioner": captioner.name, "version": captioner.version}
+
+    def say(images: list[Image.Image], prompts: list[str]) -> list[Said]:
+        said = captioner(images, prompts, [0] * len(images))
+        return [None if isinstance(caption, NoCaption) else caption for caption in said]
+
     with making(dataset, output, "caption", options, dataset.kind, dataset.score_columns(), overwrite) as made:
-        for row, values in _said(made, lambda images, prompts: [*captioner(images, prompts)]):
+        for row, values in _said(made, say):
             made.keep(replace(row, **{columns[side]: value for side, value in values.items()}))
             made.missing.update(columns[side] for side, value in values.items() if value is None)
     return made.summary()

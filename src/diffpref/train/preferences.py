@@ -145,5 +145,5 @@ def _embedded_steps(data: DataConfig) -> list[tuple[str, Callable[[PreferenceDat
     if experts:
         steps.append(("experts", lambda dataset, output: select_top(dataset, output, EMBEDDED_JUDGE, EXPERTS)))
     if data.captions == "image":
-        steps.append(("captioned", lambda dataset, output: caption_dataset(dataset, output, Describer())))
+        steps.append(("captioned", lambda dataset, output: caption_dataset(dataset, output, Describer(), {})))
     return steps
