@@ -14,7 +14,7 @@ torch.set_num_threads(1)
 # Check the types and shapes of every call. Configuration records name tensor types without importing torch, so
 # objectives and points cannot be checked themselves; what they take and give is.
 CHECKED = ("data", "draws", "embedded", "evaluate", "models", "reference", "report", "sampling", "schedules")
-CHECKED += ("scorers", "solvers", "train", "types")
+CHECKED += ("captioners", "language", "perturbers", "scorers", "solvers", "train", "types")
 install_import_hook([f"diffpref.{name}" for name in CHECKED], "typechecker.check")
 
 

@@ -32,9 +32,23 @@ ALLOWED: dict[str, set[str]] = {
     "objectives": {"types", "traits"},
     "models": {"types", "schedules", "errors", "files", "train.config", "embedded"},
     "scorers": {"errors", "embedded"},
+    "modules": {"errors"},
+    "language": {"errors", "draws", "models.folder"},
+    "captioners": {"errors", "embedded", "language", "models.folder", "modules"},
+    "perturbers": {"errors", "draws", "language", "modules"},
     "train.config": {"errors", "objectives", "points"},
     "presets": {"errors", "objectives", "points", "train.config"},
-    "data": {"types", "errors", "files", "draws", "progress", "scorers.base", "train.config"},
+    "data": {
+        "types",
+        "errors",
+        "files",
+        "draws",
+        "progress",
+        "scorers.base",
+        "captioners.base",
+        "perturbers.base",
+        "train.config",
+    },
     "evaluate": {"types", "errors", "files", "draws", "progress", "sampling", "scorers", "data", "embedded"},
     "embedded": set(),  # but for its build script, which stands above everything as a command does
 }
@@ -105,9 +119,14 @@ def test_import_direction(name):
     assert not strangers, f"{name} imports {sorted(strangers)}; {package} may import {sorted(ALLOWED[package])}"
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if within(name, "scorers")])
-def test_a_scorer_imports_no_other_scorer(name):
-    assert {other for other in imports(MODULES[name]) if within(other, "scorers")} <= {"scorers", "scorers.base"}
+TOOLS = [
+    (package, name) for package in ("scorers", "captioners", "perturbers") for name in MODULES if within(name, package)
+]
+
+
+@pytest.mark.parametrize(("package", "name"), TOOLS)
+def test_a_tool_imports_no_other_tool_of_its_kind(package, name):
+    assert {other for other in imports(MODULES[name]) if within(other, package)} <= {package, f"{package}.base"}
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if within(name, "models")])

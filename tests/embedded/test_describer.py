@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffpref.data.annotate import Captioner
+from diffpref.captioners.base import Captioner, CaptionOptions, load_captioner
 from diffpref.embedded import describer, world
 from diffpref.embedded.describer import Describer, describe
 from diffpref.embedded.judge import Measurement
@@ -50,5 +50,6 @@ def test_what_cannot_be_named_is_left_out(monkeypatch, missing, caption):
 
 def test_it_is_a_captioner_that_sees_no_prompt():
     image = Image.fromarray(world.paint(world.compositions()[5], np.random.default_rng(0)))
-    assert isinstance(Describer(), Captioner)
-    assert Describer()([image, image], ["a small blue cross", ""]) == [world.compositions()[5].caption()] * 2
+    describer = load_captioner(CaptionOptions("embedded"))
+    assert isinstance(describer, Captioner) and describer == Describer()
+    assert describer([image, image], ["a small blue cross", ""], [0, 1]) == [world.compositions()[5].caption()] * 2

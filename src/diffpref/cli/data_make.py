@@ -1,11 +1,11 @@
-"""`diffpref data caption | label | select | pairs`: datasets made from datasets."""
+"""`diffpref data label | select | pairs`: datasets made from datasets."""
 
 import json
 import os
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -16,30 +16,6 @@ if TYPE_CHECKING:
     from diffpref.data.dataset import PreferenceDataset
     from diffpref.data.engine import Running
     from diffpref.data.schema import DatasetSummary
-
-
-@dataclass(frozen=True)
-class CaptionArguments:
-    """Write a caption of its own for every image, as training with data.captions: image reads them (DCPO)."""
-
-    dataset: Annotated[Positional[Path], arg(metavar="DATASET")]
-    """A dataset in the normal form, of pairs or single images."""
-    output: Annotated[Positional[Path], arg(metavar="OUTPUT")]
-    """The folder to write; it must be empty or absent."""
-    captioner: Literal["embedded"] = "embedded"
-    """What looks at the images: `embedded` names what it can measure in pictures of the embedded world."""
-    workers: int = 1
-    """Processes that caption, on this machine; more machines or GPUs: torchrun -m diffpref data caption ..."""
-    engine: Literal["local", "ray"] = "local"
-    """`ray` captions on a Ray cluster whose machines all see the ledger's folder and the dataset."""
-    ledger: Path | None = None
-    """Where captions are kept for ever; DATASET.answers beside the dataset when not given."""
-    split: str = "train"
-    """The split to read."""
-    overwrite: bool = False
-    """Replace the output where it is a dataset that diffpref wrote."""
-    json: bool = False
-    """Print the counts as JSON."""
 
 
 @dataclass(frozen=True)
@@ -128,26 +104,15 @@ class PairsArguments:
         return self.folders[-1]
 
 
-def run_caption(arguments: list[str]) -> None:
-    """`diffpref data caption DATASET OUTPUT`."""
-    given = parse(CaptionArguments, arguments, "diffpref data caption")
-    from diffpref.data.annotate import caption_dataset
-    from diffpref.embedded.describer import Describer
-
-    running = _running(given.workers, given.engine, given.ledger, "cpu")
-    if summary := caption_dataset(_opened(given), given.output, Describer, running, given.overwrite):
-        _tell(given, summary)
-
-
 def run_label(arguments: list[str]) -> None:
     """`diffpref data label DATASET OUTPUT`."""
     given = parse(LabelArguments, arguments, "diffpref data label")
     from diffpref.data.labelling import label_dataset, scorers_named
 
-    running = _running(given.workers, given.engine, given.ledger, given.device)
+    running = running_of(given.workers, given.engine, given.ledger, given.device)
     scorers = scorers_named(given.scorer, given.device)
-    if summary := label_dataset(_opened(given), given.output, scorers, given.rule, running, given.overwrite):
-        _tell(given, summary)
+    if summary := label_dataset(opened(given), given.output, scorers, given.rule, running, given.overwrite):
+        tell(given, summary)
 
 
 def run_select(arguments: list[str]) -> None:
@@ -159,7 +124,7 @@ def run_select(arguments: list[str]) -> None:
         raise UserError(f"--per-prompt: {given.per_prompt} is not 0 or above")
     from diffpref.data.annotate import select_top
 
-    _tell(given, select_top(_opened(given), given.output, given.scorer, given.top, given.per_prompt, given.overwrite))
+    tell(given, select_top(opened(given), given.output, given.scorer, given.top, given.per_prompt, given.overwrite))
 
 
 def run_pairs(arguments: list[str]) -> None:
@@ -173,7 +138,7 @@ def run_pairs(arguments: list[str]) -> None:
     if given.pairing:
         from diffpref.data.scored_pairs import pair_scored
 
-        summary = pair_scored(_opened(given), given.output, given.by, given.pairing, given.min_margin, given.overwrite)
+        summary = pair_scored(opened(given), given.output, given.by, given.pairing, given.min_margin, given.overwrite)
     else:
         if given.min_margin or given.by != PairsArguments.by:
             raise UserError("--by and --min-margin are of --pairing all, best-worst or adjacent, which is not given")
@@ -181,14 +146,11 @@ def run_pairs(arguments: list[str]) -> None:
         from diffpref.evaluate.folders import read_folder
 
         drawn = [(image.prompt, image.file) for image in read_folder(given.folders[1])]
-        summary = pair_with_generated(_opened(given), drawn, given.output, given.overwrite)
-    _tell(given, summary)
+        summary = pair_with_generated(opened(given), drawn, given.output, given.overwrite)
+    tell(given, summary)
 
 
-Arguments = CaptionArguments | LabelArguments | SelectArguments | PairsArguments
-
-
-def _running(workers: int, engine: Literal["local", "ray"], ledger: Path | None, device: str) -> "Running":
+def running_of(workers: int, engine: Literal["local", "ray"], ledger: Path | None, device: str) -> "Running":
     if workers < 1:
         raise UserError(f"--workers: {workers} is not above 0")
     if engine == "ray" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -198,14 +160,14 @@ def _running(workers: int, engine: Literal["local", "ray"], ledger: Path | None,
     return Running(workers, engine, ledger, gpus=int(device.startswith("cuda")))
 
 
-def _opened(given: Arguments) -> "PreferenceDataset":
+def opened(given: Any) -> "PreferenceDataset":
     from diffpref.data.dataset import PreferenceDataset
 
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of broken metadata beside good pixels
     return PreferenceDataset.open(given.dataset, given.split)
 
 
-def _tell(given: Arguments, summary: "DatasetSummary") -> None:
+def tell(given: Any, summary: "DatasetSummary") -> None:
     """The counts go to stdout."""
     if given.json:
         print(json.dumps(asdict(summary), indent=2))

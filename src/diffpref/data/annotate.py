@@ -1,4 +1,4 @@
-"""Datasets from datasets: with captions, only the best images, or paired with a model's own images.
+"""Datasets from datasets: only the best images, or paired with a model's own images.
 
 Each streams from the old folder into a new one, which is written whole or not at all and tells in its `dataset.json`
 what it was made from and how.
@@ -10,67 +10,17 @@ import hashlib
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
-from PIL import Image
 
 from diffpref.data.dataset import PreferenceDataset
-from diffpref.data.engine import Asked, Once, Running, Say, Stage, ask, image_questions, is_main, ledger_of
 from diffpref.data.images import BadImage, decode
 from diffpref.data.making import Making, making
 from diffpref.data.schema import DatasetSummary, ImageRow, PairRow, Row, Side, score_column
 from diffpref.errors import UserError, nearest
 from diffpref.progress import track
-
-
-@runtime_checkable
-class Captioner(Protocol):
-    """Says what images show."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def version(self) -> str: ...
-
-    def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[str | None]:
-        """One caption for each image, which was drawn for its prompt; None for one that cannot be captioned."""
-        ...
-
-
-def caption_dataset(
-    dataset: PreferenceDataset,
-    output: Path,
-    load: Callable[[], Captioner],
-    running: Running | None = None,
-    overwrite: bool = False,
-) -> DatasetSummary | None:
-    """The dataset with a caption of its own for every image, in `chosen_prompt, rejected_prompt` or `image_prompt`.
-
-    Captions that were there are replaced. Those that the ledger holds are not made again. None on ranks above 0.
-    Raises UserError where `output` is taken or over 5% of the rows have broken images, which are left out.
-    """
-    running, once = running or Running(), Once(load)
-    captioner = once()
-    columns = [f"{side}_prompt" for side in dataset.sides]
-    options: dict[str, str | float] = {"captioner": captioner.name, "version": captioner.version}
-    stage = Stage(f"caption-{captioner.name}", options, partial(_captions_of, once), "text")
-    ledger = ledger_of(dataset.path, running.ledger)
-    if not is_main():
-        ask(stage, image_questions(dataset, ledger), dataset, ledger, running)
-        return None
-    with making(dataset, output, "caption", options, dataset.kind, dataset.score_columns(), overwrite) as made:
-        answers = ask(stage, image_questions(dataset, ledger), dataset, ledger, running)
-        for _, row, said in made.answered([answers] if answers else []):
-            captions = {name: answer.value for name, answer in zip(columns, said[0], strict=True)}
-            made.missing.update(name for name, caption in captions.items() if caption is None)
-            made.keep(replace(row, **captions))
-    return made.summary()
 
 
 def select_top(
@@ -145,15 +95,6 @@ def pair_with_generated(
         unused = sum(max(0, len(found) - taken[prompt]) for prompt, found in files.items())
         made.missing.update({"expert of a generated image": unused} if unused else {})
     return made.summary()
-
-
-def _captions_of(load: Once[Captioner]) -> Say:
-    return partial(_captions, load())
-
-
-def _captions(captioner: Captioner, asked: list[Asked]) -> list[str | None]:
-    images = [each.image for each in asked if each.image is not None]
-    return captioner(images, [each.text for each in asked])
 
 
 def _first_different(

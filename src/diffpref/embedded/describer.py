@@ -20,8 +20,8 @@ class Describer:
     name: str = "embedded"
     version: str = "1"
 
-    def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[str | None]:
-        """One caption for each image; the prompts are not looked at."""
+    def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str], draws: Sequence[int]) -> list[str]:
+        """One caption for each image; the prompts are not looked at, and nothing is drawn."""
         return [describe(image) for image in images]
 
 

@@ -6,10 +6,12 @@ import contextlib
 import json
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from diffpref.errors import UserError, nearest
 from diffpref.train.config import Config
+
+T = TypeVar("T")
 
 
 def to_yaml(config: Config) -> str:
@@ -19,8 +21,8 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(_plain(asdict(config)), sort_keys=False, allow_unicode=True)
 
 
-def from_yaml(path: Path, base: Config) -> Config:
-    """`base` with the keys that a YAML file gives; those it leaves out stay.
+def from_yaml(path: Path, base: T) -> T:
+    """`base`, a dataclass, with the keys that a YAML file gives; those it leaves out stay.
 
     Raises UserError with one line that names the file and the key: unknown keys with the nearest right name, values
     of a wrong type with the type wanted.
@@ -40,7 +42,7 @@ def from_yaml(path: Path, base: Config) -> Config:
         raise UserError(f"{path}: expected keys with values at the top, found a {type(given).__name__}")
     merged = _merged(base, given, str(path), "")
     try:
-        return TypeAdapter(Config).validate_json(json.dumps(_floats(merged), default=str), strict=True)
+        return TypeAdapter(type(base)).validate_json(json.dumps(_floats(merged, type(base)), default=str), strict=True)
     except ValidationError as error:
         faults = error.errors()
         # a group that may be of several kinds is tried as each: the wrong kinds complain of the name, which is right
@@ -95,7 +97,7 @@ def _kinds(group: str) -> dict[str, type]:
     return {kind().name: kind for kind in kinds}
 
 
-def _floats(value: Any, annotation: Any = Config) -> Any:
+def _floats(value: Any, annotation: Any) -> Any:
     """Numbers that YAML 1.1 reads as text ("1e-4") as the numbers they are, where a float is wanted."""
     if isinstance(value, dict):
         kinds: list[Any] = [kind for kind in (annotation, *get_args(annotation)) if is_dataclass(kind)]

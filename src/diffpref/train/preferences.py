@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffpref.data.annotate import caption_dataset, select_top
+from diffpref.data.annotate import select_top
+from diffpref.data.captioning import caption_dataset
 from diffpref.data.choice import Choice, choose_rows, with_weights
 from diffpref.data.dataset import PreferenceDataset
 from diffpref.data.direct import Direct
@@ -21,6 +22,7 @@ from diffpref.train.config import Config, DataConfig
 from diffpref.types import Backbone, Items
 
 EMBEDDED = ("embedded", "embedded-experts")  # values of data.path
+DESCRIBER: dict[str, str | float] = {"captioner": Describer.name, "version": Describer.version}
 EMBEDDED_JUDGE = "embedded-judge"
 EXPERTS = 500  # single images of `embedded-experts`, as many as Diffusion-DRO's published sets have
 
@@ -144,5 +146,5 @@ def _embedded_steps(data: DataConfig) -> list[tuple[str, Callable[[PreferenceDat
     if experts:
         steps.append(("experts", lambda dataset, output: select_top(dataset, output, EMBEDDED_JUDGE, EXPERTS)))
     if data.captions == "image":
-        steps.append(("captioned", lambda dataset, output: caption_dataset(dataset, output, Describer)))
+        steps.append(("captioned", lambda dataset, output: caption_dataset(dataset, output, Describer, DESCRIBER)))
     return steps
