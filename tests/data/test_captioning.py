@@ -1,12 +1,15 @@
 """Captions and perturbed texts: the right text on the right side, every row accounted for, nothing asked twice."""
 
+import json
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from support.commands import fails
-from support.datasets import make_images, write_rows
+from support.datasets import encoded, make_images, noise, truncated_jpeg, write_rows, write_trl
 from support.runs import metrics
 from support.tiny import make_pairs
 
@@ -16,6 +19,7 @@ from diffpref.data.captioning import EMPTY, SAME, TIE, caption_dataset, perturb_
 from diffpref.data.dataset import PreferenceDataset
 from diffpref.draws import draw_seed
 from diffpref.embedded import MODEL
+from diffpref.errors import UserError
 
 UPPER: dict[str, str | float] = {"perturber": "upper", "version": "1", "seed": 4}
 
@@ -41,6 +45,32 @@ class Drawing:
     def __call__(self, images: Sequence[object], prompts: Sequence[str], draws: Sequence[int]) -> list[NoCaption]:
         self.draws.extend(draws)
         return [NoCaption("dark") for _ in images]
+
+
+@dataclass(frozen=True)
+class Size:
+    """A captioner that tells the image's size and the prompt; it does not see square images."""
+
+    groups: list[int] = field(default_factory=list)
+
+    def __call__(
+        self, images: Sequence[Image.Image], prompts: Sequence[str], draws: Sequence[int]
+    ) -> list[str | NoCaption]:
+        self.groups.append(len(images))
+        square = NoCaption("it is square")
+        seen = zip(images, prompts, strict=True)
+        return [square if i.width == i.height else f"{i.width} by {i.height}: {prompt}" for i, prompt in seen]
+
+
+SIZE: dict[str, str | float] = {"captioner": "size", "version": "3"}
+
+
+def plain(grey: int, width: int = 8) -> bytes:
+    return encoded(Image.new("RGB", (width, 8), (grey, grey, grey)))
+
+
+def read(folder: Path) -> list:
+    return list(PreferenceDataset.open(folder).rows())
 
 
 def opened(folder: Path, rows: list) -> PreferenceDataset:
@@ -113,6 +143,89 @@ def test_captions_are_drawn_by_seed_and_prompt_and_may_lack(tmp_path, five):
     summary = caption_dataset(opened(tmp_path / "in", five[:2]), tmp_path / "out", lambda: drawing, identity)
     assert drawing.draws == [draw_seed(9, "caption", text) for text in ("a cat", "a cat", "a dog", "a dog")]
     assert summary is not None and summary.missing == {"chosen_prompt": 2, "rejected_prompt": 2}
+
+
+class TestCaptions:
+    def test_every_image_of_a_pair_gets_its_own_and_all_else_stays(self, tmp_path):
+        rows = make_pairs(
+            7,
+            chosen=[encoded(noise(n, 10 + n, 5)) for n in range(7)],
+            rejected=[encoded(noise(n, 40 + n, 6)) for n in range(7)],
+            label=[0.5, *[0.25] * 6],
+            source=["s"] * 7,
+            scores=[{"chosen_score_x": float(n), "rejected_score_x": None} for n in range(7)],
+        )
+        size = Size()
+        summary = caption_dataset(opened(tmp_path / "in", rows), tmp_path / "out", lambda: size, SIZE)
+        assert read(tmp_path / "out") == [
+            replace(row, chosen_prompt=f"{10 + n} by 5: {row.prompt}", rejected_prompt=f"{40 + n} by 6: {row.prompt}")
+            for n, row in enumerate(rows)
+        ]
+        assert size.groups == [14]
+        assert (summary.read, summary.kept, summary.ties, summary.dropped, summary.missing) == (7, 7, 1, {}, {})
+
+    def test_single_images_and_images_that_cannot_be_captioned(self, tmp_path):
+        images = [encoded(noise(0, 9, 5)), encoded(noise(1, 5, 5))]
+        rows = make_images(2, image=images, image_prompt=["former", "former"])
+        summary = caption_dataset(opened(tmp_path / "in", rows), tmp_path / "out", Size, SIZE)
+        assert [row.image_prompt for row in read(tmp_path / "out")] == [f"9 by 5: {rows[0].prompt}", None]
+        assert summary.missing == {"image_prompt": 1}
+
+    def test_dataset_json_tells_where_it_comes_from(self, tmp_path):
+        caption_dataset(opened(tmp_path / "in", make_images(2)), tmp_path / "out", Size, SIZE)
+        caption_dataset(PreferenceDataset.open(tmp_path / "out"), tmp_path / "again", Size, SIZE)
+        described = json.loads((tmp_path / "again" / "dataset.json").read_text())
+        assert (described["source"], described["format"]) == ("caption", "diffpref-images-1")
+        assert described["options"] == {"captioner": "size", "version": "3"}
+        assert described["origin"]["source"] == "caption" and described["origin"]["origin"]["source"] == "test"
+        assert described["input"] == str(tmp_path / "out")
+
+    def test_broken_rows_are_named_left_out_and_over_five_in_a_hundred_stop(self, tmp_path):
+        content = [plain(n) for n in range(40)]
+        content[11] = truncated_jpeg()
+        content[12] = b""
+        summary = caption_dataset(opened(tmp_path / "in", make_images(40, image=content)), tmp_path / "out", Size, SIZE)
+        assert [row.id for row in read(tmp_path / "out")] == [f"image-{n}" for n in range(40) if n not in (11, 12)]
+        assert summary.dropped == {"image_truncated": 1, "image_empty": 1}
+        assert [(bad.file, bad.row, bad.reason) for bad in summary.bad_rows] == [
+            ("train-00000.parquet", 11, "image_truncated"),
+            ("train-00000.parquet", 12, "image_empty"),
+        ]
+        content[39] = b"no image"
+        dataset = opened(tmp_path / "more", make_images(40, image=content))
+        with pytest.raises(
+            UserError,
+            match=r"^over 5% of 40 rows are bad: 3 images .* such as row 11: image_truncated",
+        ):
+            caption_dataset(dataset, tmp_path / "stopped", Size, SIZE)
+        assert not (tmp_path / "stopped").exists()
+
+    def test_columns_of_no_normal_form_are_told_of(self, tmp_path, capsys):
+        write_trl(tmp_path / "in" / "a.parquet", [("p", plain(0, 9), plain(1, 9))], mine=[1], yours=[2])
+        caption_dataset(PreferenceDataset.open(tmp_path / "in"), tmp_path / "out", Size, SIZE)
+        assert "diffpref: warning: columns of no normal form are left out: mine, yours" in capsys.readouterr().err
+
+    def test_the_output_is_neither_the_input_nor_taken(self, tmp_path):
+        dataset = opened(tmp_path / "in", make_images(2))
+        with pytest.raises(UserError, match="would replace the input"):
+            caption_dataset(dataset, tmp_path / "in", Size, SIZE, overwrite=True)
+        opened(tmp_path / "out", make_images(3))
+        with pytest.raises(UserError, match="exists and is not empty"):
+            caption_dataset(dataset, tmp_path / "out", Size, SIZE)
+        caption_dataset(dataset, tmp_path / "out", Size, SIZE, overwrite=True)
+        assert len(read(tmp_path / "out")) == 2
+
+    def test_what_a_killed_process_left_is_put_right(self, tmp_path):
+        dataset, nobody = opened(tmp_path / "in", make_images(2)), 2**30  # no process has so high a number
+        opened(tmp_path / f".out.former-{nobody}", make_images(3))  # killed between two renames of --overwrite
+        (tmp_path / f".out.partial-{nobody}").mkdir()
+        (tmp_path / f".out.partial-{os.getppid()}").mkdir()
+        (tmp_path / ".out.partial-other").mkdir()
+        with pytest.raises(UserError, match="exists and is not empty"):
+            caption_dataset(dataset, tmp_path / "out", Size, SIZE)
+        assert len(read(tmp_path / "out")) == 3
+        assert not list(tmp_path.glob(f".out.*-{nobody}"))
+        assert (tmp_path / ".out.partial-other").exists() and (tmp_path / f".out.partial-{os.getppid()}").exists()
 
 
 class TestCommand:

@@ -79,11 +79,6 @@ class Captioner(Protocol):
         ...
 
 
-def captioner_names() -> list[str]:
-    """The names of the captioners that there are."""
-    return modules.names(captioners)
-
-
 def load_captioner(options: CaptionOptions) -> Captioner:
     """Load a captioner. Raises UserError as `identity`, and where it does not load."""
     module = modules.find(captioners, KIND, options.captioner)

@@ -60,11 +60,6 @@ class Perturber(Protocol):
         ...
 
 
-def perturber_names() -> list[str]:
-    """The names of the perturbers that there are."""
-    return modules.names(perturbers)
-
-
 def load_perturber(options: PerturbOptions) -> Perturber:
     """Load a perturber. Raises UserError as `identity`, and where it does not load."""
     module = modules.find(perturbers, KIND, options.perturber)
