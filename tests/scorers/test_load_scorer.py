@@ -79,5 +79,5 @@ def test_identity_of_a_scorer_that_tells_no_more():
 
 
 def test_weights_for_the_judge_are_refused():
-    with pytest.raises(UserError, match="embedded-judge=weights.pt: the embedded judge has no weights"):
+    with pytest.raises(UserError, match=r"embedded-judge=weights\.pt: the embedded judge has no weights"):
         load_scorer("embedded-judge=weights.pt")
