@@ -13,6 +13,7 @@ from typing import Any
 
 from diffpref.errors import UserError
 from diffpref.evaluate.compare import Comparison, compare
+from diffpref.evaluate.features import Pixels
 from diffpref.evaluate.generate import fingerprint, generate, wishes
 from diffpref.evaluate.prompts import read_prompts
 from diffpref.models.loading import best_device, load_backbone, weights_dtype
@@ -52,7 +53,7 @@ def run_demo(output: Path, seed: int) -> dict[str, Any]:
     run = train(config, resume=True)
     _draw("embedded", output / "base", "images of the base model", config)
     _draw(str(run / "final"), output / "tuned", "images of the tuned model", config)
-    comparison = compare(output / "base", output / "tuned", load_scorer("embedded-judge"))
+    comparison = compare([output / "base", output / "tuned"], [load_scorer("embedded-judge")], Pixels())
     result = _result(comparison, run, output / "report.html")
     write_report(
         output / "report.html",
@@ -87,14 +88,14 @@ def _draw(model: str, folder: Path, description: str, config: Config) -> None:
 
 
 def _result(comparison: Comparison, run: Path, report: Path) -> dict[str, Any]:
-    record = read_run(run)
+    record, result = read_run(run), comparison.results[0]
     return {
-        "win_rate": comparison.win_rate,
-        "win_rate_low": comparison.win_rate_low,
-        "win_rate_high": comparison.win_rate_high,
-        "prompts": comparison.prompts,
-        "judge_base": comparison.mean_a,
-        "judge_tuned": comparison.mean_b,
+        "win_rate": result.win_rate,
+        "win_rate_low": result.win_rate_low,
+        "win_rate_high": result.win_rate_high,
+        "prompts": result.prompts,
+        "judge_base": result.mean_a,
+        "judge_tuned": result.mean_b,
         "implicit_accuracy": record.series("heldout_accuracy").final(),
         "pairs_per_second": record.series("pairs_per_second").median(),
         "report": str(report),

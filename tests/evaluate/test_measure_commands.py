@@ -70,7 +70,7 @@ def test_compare_as_json_with_a_page(folders: tuple[str, str], tmp_path: Path, c
         (["score", "{base}", "--batch-size", "0"], "--batch-size must be at least 1"),
         (["score", "{base}", "--scorer", "embeded-judge"], "did you mean 'embedded-judge'"),
         (["score", "nowhere"], "no such folder: nowhere"),
-        (["compare", "{base}"], "TUNED"),
+        (["compare", "{base}"], "at least one other"),
         (["compare", "{base}", "nowhere"], "no such folder: nowhere"),
         (["compare", "{base}", "{tuned}", "--output", "{base}/metadata.jsonl/x.html"], "cannot write"),
     ],

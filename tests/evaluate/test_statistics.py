@@ -1,5 +1,6 @@
 """Statistics against hand values, closed forms and a slow bootstrap written otherwise."""
 
+import itertools
 import math
 import random
 import statistics as python_statistics
@@ -9,14 +10,15 @@ import pytest
 
 from diffpref.evaluate import statistics
 from diffpref.evaluate.statistics import (
+    benjamini_hochberg,
     bootstrap_mean,
+    bootstrap_means,
     effect_size,
-    mean_difference,
+    holm,
     outcomes,
     prompt_sign_test,
     sign_test,
     standard_error,
-    win_rate,
 )
 
 A = np.array([1.0, 2.0, 3.0, 4.0])
@@ -26,17 +28,13 @@ FOUR = list("abcd")
 
 def test_win_rate_is_that_of_the_second_with_ties_counting_half():
     assert outcomes(A, B).tolist() == [1.0, 0.5, 0.0, 1.0]
-    assert win_rate(A, B, FOUR).value == 0.625
-    assert win_rate(B, A, FOUR).value == 0.375
-    assert win_rate(A, A, FOUR).value == 0.5
-
-
-def test_mean_difference_is_second_minus_first():
-    assert mean_difference(A, B, FOUR).value == 0.25
+    assert bootstrap_mean(outcomes(A, B), FOUR).value == 0.625
+    assert bootstrap_mean(outcomes(B, A), FOUR).value == 0.375
+    assert bootstrap_mean(outcomes(A, A), FOUR).value == 0.5
 
 
 def test_the_interval_surrounds_the_value_and_is_seeded():
-    first, again = win_rate(A, B, FOUR, seed=3), win_rate(A, B, FOUR, seed=3)
+    first, again = bootstrap_mean(outcomes(A, B), FOUR, seed=3), bootstrap_mean(outcomes(A, B), FOUR, seed=3)
     assert first == again
     assert first.low < first.value < first.high
     values = np.random.default_rng(0).normal(size=50)
@@ -140,6 +138,45 @@ def test_standard_error_is_that_of_the_prompts_means():
     expected = python_statistics.stdev([2, 5, 1]) / math.sqrt(3)
     assert standard_error(values, "aabbcc") == pytest.approx(expected)
     assert standard_error(values, "aaaaaa") is None
+
+
+def test_columns_share_their_draws_and_say_what_each_says_alone():
+    rng = np.random.default_rng(7)
+    columns, prompts = rng.normal(size=(60, 3)), np.repeat(np.arange(20), 3).tolist()
+    for column, estimate in zip(columns.T, bootstrap_means(columns, prompts, seed=5), strict=True):
+        alone = bootstrap_mean(column, prompts, seed=5)
+        assert (estimate.value, estimate.low, estimate.high) == pytest.approx((alone.value, alone.low, alone.high))
+        assert estimate.value == pytest.approx(column.mean())
+
+
+P_VALUES = [0.041, 0.001, 0.008, 0.039, 0.042, 0.06, 0.6, 0.205, 0.212, 0.008, 0.0005]
+
+
+def test_corrections_agree_with_statsmodels():
+    """Golden: statsmodels 0.15.0, `multipletests` with the methods holm and fdr_bh."""
+    of_holm = [0.273, 0.01, 0.072, 0.273, 0.273, 0.273, 0.615, 0.615, 0.615, 0.072, 0.0055]
+    of_rate = [0.066, 0.0055, 0.022, 0.066, 0.066, 0.0825, 0.6, 0.2332, 0.2332, 0.022, 0.0055]
+    assert holm(P_VALUES) == pytest.approx(of_holm, abs=1e-12)
+    assert benjamini_hochberg(P_VALUES) == pytest.approx(of_rate, abs=1e-12)
+
+
+def test_corrections_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])  # 3 x 0.01, 2 x 0.03, and no less for 0.04
+    assert benjamini_hochberg([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.04, 0.04])  # 3 x 0.01, 3/3 x 0.04 for both
+    for correct in (holm, benjamini_hochberg):
+        assert correct([0.2]) == [0.2]
+        assert correct([]) == []
+        assert correct([1.0, 1.0]) == [1.0, 1.0]
+
+
+def test_holm_rejects_what_the_closed_test_rejects():
+    """By definition: a claim stands at a level if Bonferroni refuses every set of hypotheses that holds it."""
+    p_values = [0.004, 0.011, 0.02, 0.03, 0.2]
+    sets = [which for size in range(1, 6) for which in itertools.combinations(range(5), size)]
+    for level in (0.01, 0.02, 0.05, 0.06, 0.1):
+        refused = {which for which in sets if min(p_values[place] for place in which) * len(which) < level}
+        closed = [all(which in refused for which in sets if place in which) for place in range(5)]
+        assert [value < level for value in holm(p_values)] == closed
 
 
 def test_values_and_prompts_must_be_as_many():

@@ -11,6 +11,7 @@ from support.generated import make_folder, make_run, read_rows, write_rows
 
 from diffpref.data.check import check
 from diffpref.evaluate.compare import compare
+from diffpref.evaluate.features import Pixels
 from diffpref.report.data import write_check
 from diffpref.report.page import write_report
 from diffpref.scorers.base import load_scorer
@@ -54,7 +55,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     run = make_run(folder / "run")
     with (run / "config.yaml").open("a") as config:
         config.write("long: " + "x" * 400 + "\n")
-    comparison = compare(folder / "base", folder / "tuned", load_scorer("embedded-judge"))
+    comparison = compare([folder / "base", folder / "tuned"], [load_scorer("embedded-judge")], Pixels())
     kinds = {"full": (run, comparison), "train": (run, None), "compare": (None, comparison)}
     for name, (shown_run, shown_comparison) in kinds.items():
         write_report(
@@ -63,7 +64,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             run=shown_run,
             comparison=shown_comparison,
             reproduce=["diffpref demo " + "y" * 200],
-            gallery_size=90,
+            each=30,
         )
     dataset = write_spoilt(folder / "data", long)
     write_check(folder / "check.html", check(dataset), ["diffpref data check " + "y" * 200])

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,9 @@ from support.generated import Brightness, make_folder, make_run, read_rows, writ
 from support.pages import NASTY, Page, assert_self_contained
 
 from diffpref.errors import UserError
+from diffpref.evaluate.alarms import Alarm
 from diffpref.evaluate.compare import Comparison, compare
+from diffpref.evaluate.features import Pixels
 from diffpref.report.gallery import choices
 from diffpref.report.page import write_report
 
@@ -22,7 +25,7 @@ from diffpref.report.page import write_report
 def comparison(tmp_path: Path) -> Comparison:
     base = make_folder(tmp_path / "base", clutter=0.8, prompts=20)
     tuned = make_folder(tmp_path / "tuned", clutter=0.2, prompts=20)
-    return compare(base, tuned, Brightness())
+    return compare([base, tuned], [Brightness()])
 
 
 def with_prompt(folder: Path, prompt: str) -> Path:
@@ -38,12 +41,13 @@ def written(output: Path, run: Path | None, comparison: Comparison | None, title
 
 def test_a_full_report_has_every_part(tmp_path: Path, comparison: Comparison):
     page = written(tmp_path / "out" / "report.html", make_run(tmp_path / "run", 40), comparison)
+    (result,) = comparison.results
     for text in (
         "A title",
-        f"{comparison.win_rate:.1%}",
-        f"95% interval {comparison.win_rate_low:.1%} to {comparison.win_rate_high:.1%}",
-        f"{comparison.mean_a:.3f}",
-        f"{comparison.mean_b:.3f}",
+        f"{result.win_rate:.1%}",
+        f"95% interval {result.win_rate_low:.1%} to {result.win_rate_high:.1%}",
+        f"{result.mean_a:.3f}",
+        f"{result.mean_b:.3f}",
         "Random",
         "Largest wins",
         "Largest losses",
@@ -70,7 +74,7 @@ def test_images_are_the_folders_images(tmp_path: Path, comparison: Comparison):
     source = page.images()[0]["src"]
     assert source is not None
     shown = Image.open(io.BytesIO(base64.b64decode(source.split(",")[1])))
-    original = Image.open(choices(comparison, 24)[0].pairs[0].file_a)
+    original = Image.open(comparison.places[choices(comparison, 8)[0].places[0]].files[0])
     assert np.array_equal(np.asarray(shown), np.asarray(original))
     assert all(image.get("class") == "crisp" for image in page.images())
 
@@ -78,7 +82,8 @@ def test_images_are_the_folders_images(tmp_path: Path, comparison: Comparison):
 def test_a_large_image_is_reduced_and_not_enlarged_by_pixels(tmp_path: Path):
     folder = make_folder(tmp_path / "images", prompts=1)
     Image.new("RGB", (1024, 512)).save(folder / read_rows(folder)[0]["file_name"])
-    image = written(tmp_path / "report.html", None, compare(folder, folder, Brightness())).images()[0]
+    same = shutil.copytree(folder, tmp_path / "same")
+    image = written(tmp_path / "report.html", None, compare([folder, same], [Brightness()])).images()[0]
     assert (image["width"], image["height"]) == ("512", "256")
     assert "class" not in image
 
@@ -89,41 +94,62 @@ def test_text_of_the_data_is_never_markup(tmp_path: Path):
     run = make_run(tmp_path / "run", 5)
     (run / "config.yaml").write_text(NASTY)
     (run / "environment.json").write_text(NASTY)
-    result = replace(compare(base, tuned, Brightness()), folder_a=Path(NASTY), scorer=NASTY)
-    page = written(tmp_path / "report.html", run, result, title=NASTY)
-    assert "script" not in {tag for tag, _ in page.elements}
-    assert page.text.count(NASTY) >= 6
+    for folder in (base, tuned):
+        write_rows(folder, [{**row, "category": f"{NASTY}{place}"} for place, row in enumerate(read_rows(folder))])
+    comparison = compare([base, tuned], [Brightness()], Pixels())
+    result = replace(comparison.results[0], folder_a=Path(NASTY), scorer=NASTY)
+    comparison = replace(
+        comparison,
+        results=(result,),
+        scorers=(NASTY,),
+        alarms=(Alarm("held_out_falls", tuned, NASTY),),
+        spreads=(replace(comparison.spreads[0], features=NASTY),),
+        names=(f"{NASTY}a", f"{NASTY}b"),
+    )
+    page = written(tmp_path / "report.html", run, comparison, title=NASTY)
+    assert [tag for tag, _ in page.elements].count("script") == 1
+    assert page.text.count(NASTY) >= 15
     assert f"base: {NASTY}" in {image["alt"] for image in page.images()}
     assert len([tag for tag, _ in page.elements if tag == "title"]) > 1  # the page's and its charts', all closed
 
 
 def test_a_tie_is_neither_a_win_nor_a_loss(tmp_path: Path):
     folder = make_folder(tmp_path / "images")
-    drawn, wins, losses = choices(compare(folder, folder, Brightness()), 24)
-    assert (len(drawn.pairs), wins.pairs, losses.pairs) == (4, [], [])
+    same = shutil.copytree(folder, tmp_path / "same")
+    drawn, wins, losses = choices(compare([folder, same], [Brightness()]), 8)
+    assert (len(drawn.places), wins.places, losses.places) == (4, [], [])
     assert "No pair was lost" in losses.how
 
 
 def test_the_gallery_is_chosen_as_it_says(comparison: Comparison):
-    drawn, wins, losses = choices(comparison, 12)
-    by_difference = sorted((pair.difference for pair in comparison.pairs), reverse=True)
-    assert [pair.difference for pair in wins.pairs] == [value for value in by_difference if value > 0][:4]
-    assert [pair.difference for pair in losses.pairs] == [value for value in by_difference[::-1] if value < 0][:4]
-    assert len(drawn.pairs) == 4
-    assert choices(comparison, 12) == choices(comparison, 12)
-    flipped = replace(comparison, pairs=tuple(replace(pair, score_a=pair.score_b) for pair in comparison.pairs))
-    assert [pair.prompt for pair in choices(flipped, 12)[0].pairs] == [pair.prompt for pair in drawn.pairs]
+    drawn, wins, losses = choices(comparison, 4)
+    differences = comparison.differences().tolist()
+    by_difference = sorted(differences, reverse=True)
+    assert [differences[place] for place in wins.places] == [value for value in by_difference if value > 0][:4]
+    assert [differences[place] for place in losses.places] == [value for value in by_difference[::-1] if value < 0][:4]
+    assert len(drawn.places) == 4
+    assert choices(comparison, 4) == choices(comparison, 4)
+    flipped = choices(replace(comparison, values=comparison.values[:, ::-1]), 4)
+    assert [choice.places for choice in flipped] == [drawn.places, losses.places, wins.places]
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"),
-    [(0.51, 0.7, "tuned model beats"), (0.3, 0.49, "tuned model loses"), (0.49, 0.7, "No clear difference")],
+    ("low", "high", "p_value", "said"),
+    [
+        (0.51, 0.7, 0.01, "The tuned model beats"),
+        (0.3, 0.49, 0.01, "The tuned model loses"),
+        (0.49, 0.7, 0.01, "No clear difference"),
+        (0.51, 0.7, 0.06, "No clear difference"),
+    ],
 )
 def test_the_verdict_says_no_more_than_the_interval(
-    tmp_path: Path, comparison: Comparison, low: float, high: float, said: str
+    tmp_path: Path, comparison: Comparison, low: float, high: float, p_value: float, said: str
 ):
-    result = replace(comparison, win_rate_low=low, win_rate_high=high)
-    assert said in written(tmp_path / "report.html", None, result).text
+    middle = (low + high) / 2
+    result = replace(
+        comparison.results[0], win_rate=middle, win_rate_low=low, win_rate_high=high, p_holm=p_value, p_value=0.0
+    )
+    assert said in written(tmp_path / "report.html", None, replace(comparison, results=(result,))).text
 
 
 def test_a_report_of_training_alone_shows_samples_and_curves(tmp_path: Path):
@@ -151,13 +177,13 @@ def test_an_empty_run_still_gives_a_page(tmp_path: Path):
 
 
 def break_image(comparison: Comparison) -> None:
-    for pair in comparison.pairs:
-        pair.file_b.write_bytes(b"broken")
+    for place in comparison.places:
+        place.files[1].write_bytes(b"broken")
 
 
 def remove_images(comparison: Comparison) -> None:
-    for pair in comparison.pairs:
-        pair.file_b.unlink()
+    for place in comparison.places:
+        place.files[1].unlink()
 
 
 @pytest.mark.parametrize("spoil", [break_image, remove_images])

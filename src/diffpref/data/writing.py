@@ -148,9 +148,17 @@ def new_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
 
     Raises UserError where `output` is taken (with `overwrite`: by anything but a dataset of ours) or not writable.
     """
+    _clear_leftovers(output.resolve())
+    refuse_taken(output, overwrite)
+    with whole_folder(output) as partial:
+        yield partial
+
+
+@contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """As `new_folder`, in place of whatever stands at `output`."""
     target = output.resolve()  # a link to a folder stays a link
     _clear_leftovers(target)
-    refuse_taken(output, overwrite)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     missing = [folder for folder in target.parents if not folder.exists()]
     try:

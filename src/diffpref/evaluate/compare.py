@@ -1,136 +1,126 @@
-"""Compare two folders of images pair by pair: the same prompt, the same place among its images, the same seed."""
+"""Compare folders of images with a base folder, pair by pair: the same prompt, place among its images and seed."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from diffpref.errors import UserError
-from diffpref.evaluate.score import Scores, scores_of
-from diffpref.evaluate.statistics import effect_size, mean_difference, prompt_sign_test, win_rate
+from diffpref.errors import UserError, nearest
+from diffpref.evaluate.alarms import LARGEST_FALL, Alarm, diversity_alarms, held_out_alarms
+from diffpref.evaluate.features import Features, features_of
+from diffpref.evaluate.pairing import Place, of_categories, pair, short_names
+from diffpref.evaluate.results import Result, corrected, results_of
+from diffpref.evaluate.score import scores_of
+from diffpref.evaluate.spread import Spread, spread
 from diffpref.scorers.base import Scorer
 
 
 @dataclass(frozen=True)
-class Pair:
-    """The two images of one prompt and seed, with their scores."""
-
-    prompt: str
-    index: int
-    seed: int | None
-    file_a: Path
-    file_b: Path
-    score_a: float
-    score_b: float
-
-    @property
-    def difference(self) -> float:
-        """How much higher b's score is than a's."""
-        return self.score_b - self.score_a
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """How b fares against a: rates and differences are b's over a's, intervals are 95%.
+    """Folders against the first of them, the base, by each scorer.
 
-    `images` counts the pairs. `p_value` is the sign test's over prompts. `effect_size` is Cohen's d of the prompts'
-    differences, None where they do not vary.
+    `values` are the scores, (scorers, folders, places). `results` are over all prompts, for each folder by each scorer;
+    `by_category` are over those of each category. `spreads` has one entry for each folder but the base, or none where
+    no features were asked for.
     """
 
-    folder_a: Path
-    folder_b: Path
-    scorer: str
-    version: str
-    win_rate: float
-    win_rate_low: float
-    win_rate_high: float
-    wins: int
-    losses: int
-    ties: int
-    prompts: int
-    images: int
-    mean_a: float
-    mean_b: float
-    mean_difference: float
-    mean_difference_low: float
-    mean_difference_high: float
-    p_value: float
-    effect_size: float | None
-    pairs: tuple[Pair, ...]
+    folders: tuple[Path, ...]
+    names: tuple[str, ...]
+    scorers: tuple[str, ...]
+    places: tuple[Place, ...]
+    values: np.ndarray = field(repr=False)
+    results: tuple[Result, ...]
+    by_category: tuple[Result, ...]
+    spreads: tuple[Spread, ...]
+    alarms: tuple[Alarm, ...]
 
-    def summary(self) -> dict[str, object]:
-        """All but the single pairs, ready for JSON."""
-        return {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in vars(self).items()
-            if name != "pairs"
-        }
+    def differences(self, folder: int = 1, scorer: int = 0) -> np.ndarray:
+        """How much higher a folder's score is than the base's at each place, (places,)."""
+        return self.values[scorer, folder] - self.values[scorer, 0]
+
+    def summaries(self) -> list[dict[str, object]]:
+        """Each result over all prompts, with its categories and its folder's spread and alarms, ready for JSON."""
+        spreads = {folder: each.summary() for folder, each in zip(self.folders[1:], self.spreads, strict=False)}
+        return [
+            {
+                **result.summary(),
+                "categories": [
+                    each.summary()
+                    for each in self.by_category
+                    if (each.folder_b, each.scorer) == (result.folder_b, result.scorer)
+                ],
+                "spread": spreads.get(result.folder_b),
+                "alarms": [alarm.summary() for alarm in self.alarms if alarm.folder == result.folder_b],
+            }
+            for result in self.results
+        ]
 
 
-def compare(folder_a: Path, folder_b: Path, scorer: Scorer) -> Comparison:
-    """Compare b with a; a folder that is not scored yet is scored first.
+def compare(
+    folders: Sequence[Path],
+    scorers: Sequence[Scorer],
+    features: Features | None = None,
+    *,
+    optimised: str | None = None,
+    categories: Sequence[str] = (),
+    largest_fall: float = LARGEST_FALL,
+) -> Comparison:
+    """Compare each further folder with the first; a folder that is not scored yet is scored first.
 
+    features: what diversity and drift are measured by. optimised: the scorer that the training aimed at, by which the
+    others are held out; the first if not given. categories: compare on prompts of these alone. largest_fall: the share
+    of its diversity that a folder may lose without an alarm.
     Raises UserError where the folders do not hold the same prompts, images and seeds.
     """
-    scores_a, scores_b = scores_of(folder_a, scorer), scores_of(folder_b, scorer)
-    pairs = _pair(scores_a, scores_b)
-    a = np.array([pair.score_a for pair in pairs])
-    b = np.array([pair.score_b for pair in pairs])
-    prompts = [pair.prompt for pair in pairs]
-    rate, difference = win_rate(a, b, prompts), mean_difference(a, b, prompts)
+    names, kinds = short_names(folders), [scorer.name for scorer in scorers]
+    for name in kinds:
+        if kinds.count(name) > 1:
+            raise UserError(f"--scorer: two scorers of one name ({name}) would share a file of scores")
+    if optimised is not None and optimised not in kinds:
+        raise UserError(f"--optimised {optimised}: no such scorer here: {nearest(optimised, kinds)}")
+    places = of_categories(pair(folders), categories)
+    values = np.stack([_scores(folder, scorers, places) for folder in folders], axis=1)
+    over_all = results_of(folders, scorers, places, values)
+    known = sorted({place.category for place in places if place.category is not None})
+    if all(place.category == places[0].category for place in places):
+        known = []  # it would say the same again
+    of_each = [result for name in known for result in results_of(folders, scorers, places, values, name)]
+    by_category = sorted(of_each, key=lambda result: folders.index(result.folder_b))
+    together = corrected([*over_all, *by_category])
+    results, by_category = together[: len(over_all)], together[len(over_all) :]
+    spreads = [] if features is None else _spreads(folders, features, places)
+    alarms = []
+    for place, folder in enumerate(folders[1:]):
+        alarms += held_out_alarms([each for each in results if each.folder_b == folder], optimised or kinds[0])
+        alarms += diversity_alarms(folder, spreads[place], largest_fall) if spreads else []
     return Comparison(
-        folder_a=folder_a,
-        folder_b=folder_b,
-        scorer=scorer.name,
-        version=scorer.version,
-        win_rate=rate.value,
-        win_rate_low=rate.low,
-        win_rate_high=rate.high,
-        wins=int((b > a).sum()),
-        losses=int((b < a).sum()),
-        ties=int((b == a).sum()),
-        prompts=len(set(prompts)),
-        images=len(pairs),
-        mean_a=float(a.mean()),
-        mean_b=float(b.mean()),
-        mean_difference=difference.value,
-        mean_difference_low=difference.low,
-        mean_difference_high=difference.high,
-        p_value=prompt_sign_test(a, b, prompts),
-        effect_size=effect_size(a, b, prompts),
-        pairs=tuple(pairs),
+        tuple(folders),
+        tuple(names),
+        tuple(kinds),
+        tuple(places),
+        values,
+        tuple(results),
+        tuple(by_category),
+        tuple(spreads),
+        tuple(alarms),
     )
 
 
-def _pair(a: Scores, b: Scores) -> list[Pair]:
-    of_a, of_b = _by_place(a), _by_place(b)
-    for has, lacks, keys in ((a, b, of_a.keys() - of_b.keys()), (b, a, of_b.keys() - of_a.keys())):
-        if keys:
-            prompt, index = min(keys)
-            of_prompt = any(image.prompt == prompt for image in lacks.images)
-            missing = f"image {index} of the prompt" if of_prompt else "the prompt"
-            raise UserError(
-                f"the folders do not pair: {lacks.folder} lacks {missing} {prompt!r}, which {has.folder} has "
-                f"({len(keys)} such image{'s' * (len(keys) > 1)})"
-            )
-    pairs = []
-    for key, place in of_a.items():
-        image_a, image_b = a.images[place], b.images[of_b[key]]
-        if image_a.seed != image_b.seed:
-            raise UserError(
-                f"the folders do not pair: image {key[1]} of the prompt {key[0]!r} has seed {image_a.seed} in "
-                f"{a.folder} and {image_b.seed} in {b.folder}"
-            )
-        pairs.append(
-            Pair(*key, image_a.seed, image_a.file, image_b.file, a.values[place], b.values[of_b[key]]),
-        )
-    return pairs
+def _scores(folder: Path, scorers: Sequence[Scorer], places: Sequence[Place]) -> np.ndarray:
+    """A folder's scores, (scorers, places)."""
+    values = []
+    for scorer in scorers:
+        scores = scores_of(folder, scorer)
+        found = {(image.prompt, image.index): value for image, value in zip(scores.images, scores.values, strict=True)}
+        values.append([found[place.prompt, place.index] for place in places])
+    return np.array(values)
 
 
-def _by_place(scores: Scores) -> dict[tuple[str, int], int]:
-    """The place of each image by its prompt and index, which must name one image only."""
-    places: dict[tuple[str, int], int] = {}
-    for place, image in enumerate(scores.images):
-        if places.setdefault((image.prompt, image.index), place) != place:
-            raise UserError(f"{image.where}: a second image {image.index} of the prompt {image.prompt!r}")
-    return places
+def _spreads(folders: Sequence[Path], features: Features, places: Sequence[Place]) -> list[Spread]:
+    prompts = [place.prompt for place in places]
+    vectors = []
+    for folder in folders:
+        found = features_of(folder, features)
+        vectors.append(np.stack([found[place.prompt, place.index] for place in places]))
+    return [spread(features.name, features.version, vectors[0], other, prompts) for other in vectors[1:]]

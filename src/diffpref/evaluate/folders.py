@@ -1,6 +1,7 @@
 """Read folders of generated images into records, from either of two layouts.
 
-An imagefolder: image files and `metadata.jsonl` with one object a line (`file_name`, `prompt`, `index`, `seed`).
+An imagefolder: image files and `metadata.jsonl` with one object a line (`file_name`, `prompt`, `index`, `seed`,
+`category`).
 DRO's layout: one folder a prompt, `NNN/caption.txt` beside `NNN/*.png`; it records no seeds.
 """
 
@@ -22,13 +23,17 @@ LARGEST_SEED = 2**63 - 1
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """One image of a folder: `index` is its place among the images of its prompt, `where` names it in messages."""
+    """One image of a folder: `index` is its place among the images of its prompt, `where` names it in messages.
+
+    `category`: the kind of prompt, by which a comparison is broken down.
+    """
 
     file: Path
     prompt: str
     index: int
     seed: int | None
     where: str = ""
+    category: str | None = None
 
 
 def read_folder(folder: Path) -> list[GeneratedImage]:
@@ -81,7 +86,9 @@ def _read_metadata(folder: Path) -> list[GeneratedImage]:
         file = _file(folder, _text(row, "file_name", where), where)
         index = _whole_number(row, "index", where)
         seed = _whole_number(row, "seed", where)
-        images.append(GeneratedImage(file, prompt, of_prompt[prompt] if index is None else index, seed, where))
+        category = None if row.get("category") is None else _text(row, "category", where)
+        place = of_prompt[prompt] if index is None else index
+        images.append(GeneratedImage(file, prompt, place, seed, where, category))
         of_prompt[prompt] += 1
     return images
 

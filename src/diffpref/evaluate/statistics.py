@@ -23,18 +23,11 @@ class Estimate:
 
 
 def outcomes(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """For each pair 1 where b's score is higher than a's, 0 where it is lower and one half where they are equal."""
+    """For each pair 1 where b's score is higher than a's, 0 where it is lower and one half where they are equal.
+
+    Their mean is b's win rate over a.
+    """
     return (1 + np.sign(b - a)) / 2
-
-
-def win_rate(a: np.ndarray, b: np.ndarray, prompts: Sequence[Hashable], seed: int = 0) -> Estimate:
-    """The share of pairs that b wins over a, ties counting half. Scores (N,), (N,), and the prompt of each pair."""
-    return bootstrap_mean(outcomes(a, b), prompts, seed)
-
-
-def mean_difference(a: np.ndarray, b: np.ndarray, prompts: Sequence[Hashable], seed: int = 0) -> Estimate:
-    """How much higher b's scores are than a's in the mean. Scores (N,), (N,), and the prompt of each pair."""
-    return bootstrap_mean(b - a, prompts, seed)
 
 
 def bootstrap_mean(
@@ -44,16 +37,27 @@ def bootstrap_mean(
 
     With few prompts, or where all values are equal, the interval is narrower than it should be.
     """
-    sums, counts = _by_prompt(values, prompts)
+    return bootstrap_means(values[:, None], prompts, seed, resamples)[0]
+
+
+def bootstrap_means(
+    columns: np.ndarray, prompts: Sequence[Hashable], seed: int = 0, resamples: int = RESAMPLES
+) -> list[Estimate]:
+    """As `bootstrap_mean` for each column of values (N, K), all over the same resampled prompts."""
+    sums, counts = _by_prompt(columns, prompts)
     rng = np.random.default_rng(seed)
     size = len(sums)
-    means = np.empty(resamples)
+    means = np.empty((resamples, columns.shape[1]))
     rows = max(1, BLOCK // size)
     for start in range(0, resamples, rows):
         drawn = rng.integers(size, size=(min(rows, resamples - start), size))
-        means[start : start + rows] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Estimate(float(values.mean()), float(low), float(high))
+        places = drawn + size * np.arange(len(drawn))[:, None]
+        times = np.bincount(places.ravel(), minlength=drawn.size).reshape(
+            drawn.shape
+        )  # how often each prompt was drawn
+        means[start : start + rows] = (times @ sums) / (times @ counts)[:, None]
+    low, high = np.quantile(means, [0.025, 0.975], axis=0)
+    return [Estimate(*map(float, each)) for each in zip(columns.mean(axis=0), low, high, strict=True)]
 
 
 def standard_error(values: np.ndarray, prompts: Sequence[Hashable]) -> float | None:
@@ -89,6 +93,33 @@ def prompt_sign_test(a: np.ndarray, b: np.ndarray, prompts: Sequence[Hashable]) 
     return sign_test(int((sums > 0).sum()), int((sums < 0).sum()))
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values corrected for their number: below 0.05, any of these claims is false with a chance of 5% at most.
+
+    Holm (1979): the k-th smallest of m times m - k + 1, and never below a smaller one's. It holds however the tests
+    depend on one another.
+    """
+    corrected, floor = [0.0] * len(p_values), 0.0
+    for place, which in enumerate(_ascending(p_values)):
+        floor = corrected[which] = max(floor, min(1.0, (len(p_values) - place) * p_values[which]))
+    return corrected
+
+
+def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
+    """The p-values corrected for their number: of the claims below 0.05, 5% are expected to be false.
+
+    Benjamini and Hochberg (1995): the k-th smallest of m times m / k, and never above a larger one's.
+    """
+    corrected, ceiling = [0.0] * len(p_values), 1.0
+    for place, which in reversed(list(enumerate(_ascending(p_values), start=1))):
+        ceiling = corrected[which] = min(ceiling, len(p_values) / place * p_values[which])
+    return corrected
+
+
+def _ascending(values: Sequence[float]) -> list[int]:
+    return sorted(range(len(values)), key=values.__getitem__)
+
+
 def effect_size(a: np.ndarray, b: np.ndarray, prompts: Sequence[Hashable]) -> float | None:
     """Cohen's d for pairs: the mean of the prompts' mean differences over their standard deviation.
 
@@ -105,9 +136,11 @@ def effect_size(a: np.ndarray, b: np.ndarray, prompts: Sequence[Hashable]) -> fl
 
 
 def _by_prompt(values: np.ndarray, prompts: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
-    """The sum and the count of the values of each prompt, in order of first appearance."""
+    """The sum and the count of the values (N,) or (N, K) of each prompt, in order of first appearance."""
     if len(values) != len(prompts) or not len(values):
         raise ValueError(f"{len(values)} values for {len(prompts)} prompts")
     places: dict[Hashable, int] = {}
     codes = np.array([places.setdefault(prompt, len(places)) for prompt in prompts])
-    return np.bincount(codes, weights=values), np.bincount(codes)
+    sums = np.zeros((len(places), *values.shape[1:]))
+    np.add.at(sums, codes, values)
+    return sums, np.bincount(codes)

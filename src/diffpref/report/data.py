@@ -11,8 +11,8 @@ from diffpref.data.findings import Finding
 from diffpref.data.images import BadImage, decode
 from diffpref.files import write_whole
 from diffpref.report.charts import bar_chart
-from diffpref.report.gallery import card, picture
 from diffpref.report.parts import count, document, section, tile
+from diffpref.report.pictures import card, picture
 
 EXAMPLES = 4  # rows shown of each finding
 DRAWN = 8  # rows shown of each split, drawn at random
