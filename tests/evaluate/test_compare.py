@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from support.generated import Brightness, make_folder, read_rows, write_rows
 
 from diffpref.errors import UserError
 from diffpref.evaluate.compare import compare
-from diffpref.evaluate.results import Result
+from diffpref.evaluate.features import Pixels
+from diffpref.evaluate.pairing import Place
+from diffpref.evaluate.results import Result, corrected, results_of
 from diffpref.evaluate.statistics import sign_test
 from diffpref.scorers.base import Scorer, load_scorer
 
@@ -112,3 +115,155 @@ def test_the_judge_prefers_the_cleaner_paintings(tmp_path: Path):
     result = one(base, tuned, load_scorer("embedded-judge"))
     assert result.win_rate_low > 0.5
     assert result.mean_b > result.mean_a
+
+
+@dataclass(frozen=True)
+class Darkness:
+    """The opposite of brightness."""
+
+    name: str = "darkness"
+    version: str = "2"
+
+    def __call__(self, images: list[Image.Image], prompts: list[str]) -> list[float]:
+        return [-value for value in Brightness()(images, prompts)]
+
+
+def test_each_folder_is_compared_with_the_first_by_each_scorer(tmp_path: Path):
+    base = grey_folder(tmp_path / "base", [0.2, 0.4, 0.6, 0.8])
+    up = grey_folder(tmp_path / "up", [0.4, 0.6, 0.8, 1.0])
+    mixed = grey_folder(tmp_path / "mixed", [0.0, 0.2, 0.6, 1.0])
+    found = compare([base, up, mixed], [Brightness(), Darkness()])
+    assert found.names == ("base", "up", "mixed")
+    assert [(each.folder_b, each.scorer, each.version) for each in found.results] == [
+        (up, "brightness", "1"),
+        (up, "darkness", "2"),
+        (mixed, "brightness", "1"),
+        (mixed, "darkness", "2"),
+    ]
+    assert [each.win_rate for each in found.results] == [1.0, 0.0, 0.375, 0.625]
+    assert {each.folder_a for each in found.results} == {base}
+    assert found.values.shape == (2, 3, 4)
+    alone = compare([base, mixed], [Darkness()]).results[0]
+    assert replace(found.results[3], p_holm=0, p_fdr=0) == replace(alone, p_holm=0, p_fdr=0)
+
+
+def with_categories(folder: Path, categories: list[str | None]) -> Path:
+    rows = zip(read_rows(folder), categories, strict=True)
+    write_rows(folder, [{**row, "category": category} for row, category in rows])
+    return folder
+
+
+def test_categories_and_their_correction(tmp_path: Path):
+    """16 prompts of `good` won, 16 of `bad` lost, one of none: the p-values are corrected for all three results."""
+    base = grey_folder(tmp_path / "base", [0.5] * 33)
+    tuned = grey_folder(tmp_path / "tuned", [0.6] * 16 + [0.4] * 16 + [0.6])
+    with_categories(tuned, ["good"] * 16 + ["bad"] * 16 + [None])
+    found = compare([base, tuned], [Brightness()])
+    assert [(each.category, each.win_rate, each.images) for each in found.by_category] == [
+        ("bad", 0.0, 16),
+        ("good", 1.0, 16),
+    ]
+    (whole,) = found.results
+    assert (whole.category, whole.wins, whole.losses) == (None, 17, 16)
+    assert [each.p_value for each in found.by_category] == [2 / 2**16] * 2
+    assert [each.p_holm for each in found.by_category] == [3 * 2 / 2**16] * 2
+    assert [each.p_fdr for each in found.by_category] == pytest.approx([1.5 * 2 / 2**16] * 2)
+    assert [each.verdict for each in (whole, *found.by_category)] == ["no clear difference", "worse", "better"]
+
+    (good,) = compare([base, tuned], [Brightness()], categories=["good"]).results
+    assert (good.win_rate, good.images, good.p_holm) == (1.0, 16, good.p_value)
+    assert compare([base, tuned], [Brightness()], categories=["good"]).by_category == ()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (["photo"], "known: anime, paintings"),
+        (["painting"], "did you mean 'paintings'"),
+        (["anime", "x"], "category x"),
+    ],
+)
+def test_a_category_that_no_prompt_has_is_refused(tmp_path: Path, wanted: list[str], message: str):
+    folders = [with_categories(make_folder(tmp_path / name), ["anime", "paintings"] * 2) for name in "ab"]
+    with pytest.raises(UserError, match=message):
+        compare(folders, [Brightness()], categories=wanted)
+
+
+def test_categories_of_two_folders_must_agree(tmp_path: Path):
+    folders = [make_folder(tmp_path / name) for name in "ab"]
+    with pytest.raises(UserError, match="--category anime: no image has a category"):
+        compare(folders, [Brightness()], categories=["anime"])
+    with_categories(folders[0], ["anime"] * 4)
+    assert {place.category for place in compare(folders, [Brightness()]).places} == {"anime"}
+    with_categories(folders[1], ["anime", "anime", "photo", "anime"])
+    with pytest.raises(UserError, match=r"b/metadata.jsonl line 3: the category is 'photo', but 'anime' in .*a/meta"):
+        compare(folders, [Brightness()])
+    with_categories(folders[1], ["anime", "anime", 3, "anime"])
+    with pytest.raises(UserError, match="line 3: no category"):
+        compare(folders, [Brightness()])
+
+
+def test_folders_of_one_name_are_told_apart_by_what_stands_before_it(tmp_path: Path):
+    folders = [make_folder(tmp_path / name) for name in ("one/images", "two/images", "two/more")]
+    assert compare(folders, [Brightness()]).names == ("one/images", "two/images", "two/more")
+    with pytest.raises(UserError, match="images is named twice"):
+        compare([folders[0], folders[1], tmp_path / "one" / ".." / "one" / "images"], [Brightness()])
+
+
+def test_scorers_of_one_name_and_an_unknown_optimised_one_are_refused(tmp_path: Path):
+    folders = [make_folder(tmp_path / name) for name in "ab"]
+    with pytest.raises(UserError, match="two scorers of one name"):
+        compare(folders, [Brightness(), Brightness()])
+    with pytest.raises(UserError, match=r"--optimised brightnes: .* did you mean 'brightness'"):
+        compare(folders, [Brightness()], optimised="brightnes")
+
+
+def test_folders_that_do_not_pair_are_refused_before_they_are_scored(tmp_path: Path):
+    base, tuned = make_folder(tmp_path / "a"), make_folder(tmp_path / "b", prompts=5)
+    scorer = Brightness()
+    with pytest.raises(UserError, match="do not pair"):
+        compare([base, tuned], [scorer])
+    assert scorer.batches == []
+
+
+def test_alarms_come_from_the_folders_they_ring_for(tmp_path: Path):
+    """Brighter is darker's loss; the third folder is as the base but for a diversity that is gone."""
+    rng = np.random.default_rng(0)
+    values = (0.2 + 0.5 * rng.random(40)).tolist()
+    base = grey_folder(tmp_path / "base", values, per_prompt=2)
+    brighter = grey_folder(tmp_path / "brighter", [value + 0.2 for value in values], per_prompt=2)
+    means = np.repeat(np.reshape(values, (20, 2)).mean(axis=1), 2)
+    same = grey_folder(tmp_path / "same", means.tolist(), per_prompt=2)
+    found = compare([base, brighter, same], [Darkness(), Brightness()], Pixels(), optimised="brightness")
+    assert [(alarm.kind, alarm.folder) for alarm in found.alarms] == [
+        ("held_out_falls", brighter),
+        ("diversity_falls", same),
+    ]
+    assert [len(each["alarms"]) for each in found.summaries()] == [1, 1, 1, 1]
+    assert compare([base, brighter, same], [Darkness(), Brightness()], optimised="darkness").alarms == ()
+    kinds = [alarm.kind for alarm in compare([base, brighter], [Brightness(), Darkness()], Pixels()).alarms]
+    assert kinds == ["held_out_falls"]  # the first scorer is the optimised one if none is named
+
+
+def test_spreads_are_measured_at_the_same_places(tmp_path: Path):
+    base = grey_folder(tmp_path / "base", [0.0, 1.0, 0.2, 0.4], per_prompt=2)
+    tuned = grey_folder(tmp_path / "tuned", [0.0, 0.8, 0.4, 0.8], per_prompt=2)
+    write_rows(tuned, read_rows(tuned)[::-1])
+    (found,) = compare([base, tuned], [Brightness()], Pixels()).spreads
+    assert found.drifts == pytest.approx([0, 0.2, 0.2, 0.4], abs=1e-6)
+    assert (found.diversity_a, found.diversity_b) == pytest.approx((0.6, 0.6), abs=1e-6)
+
+
+def test_of_two_folders_of_one_model_it_says_no_difference():
+    """100 repetitions; prompts differ much, and the four images of each share what the prompt does."""
+    rng = np.random.default_rng(0)
+    folders = (Path("a"), Path("b"))
+    places = [Place(str(place // 4), place % 4, None, None, folders) for place in range(160)]
+    said = []
+    for _ in range(100):
+        prompt = np.repeat(rng.normal(size=40), 4)
+        values = prompt + 0.5 * np.repeat(rng.normal(size=(1, 2, 40)), 4, axis=2) + rng.normal(size=(1, 2, 160))
+        said += [result.verdict for result in corrected(results_of(folders, [Brightness()], places, values))]
+    assert said.count("no clear difference") >= 93
+    shifted = values + np.array([0, 0.9])[None, :, None]
+    assert corrected(results_of(folders, [Brightness()], places, shifted))[0].verdict == "better"

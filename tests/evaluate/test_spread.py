@@ -75,15 +75,15 @@ def test_with_one_image_a_prompt_it_is_the_distance_across_prompts(monkeypatch: 
 @pytest.mark.parametrize("per_prompt", [1, 3])
 def test_the_interval_of_diversity_is_as_wide_as_repeated_draws_differ(per_prompt: int):
     rng = np.random.default_rng(1)
-    prompts = np.repeat([str(place) for place in range(60)], per_prompt).tolist()
+    prompts = np.repeat([str(place) for place in range(30)], per_prompt).tolist()
     values, widths = [], []
-    for _ in range(80):
+    for _ in range(60):
         a, b = rng.normal(size=(2, len(prompts), 2))
         found = spread("made", "1", a, 0.8 * b, prompts).diversity_difference
         assert found is not None
         values.append(found.value)
         widths.append(found.high - found.low)
-    assert np.mean(widths) == pytest.approx(2 * 1.96 * np.std(values), rel=0.25)
+    assert np.mean(widths) == pytest.approx(2 * 1.96 * np.std(values), rel=0.3)
 
 
 def test_a_single_image_has_a_drift_and_no_diversity():

@@ -5,7 +5,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -35,6 +35,8 @@ class Compare:
     """The share of its diversity that a tuned model may lose without an alarm."""
     device: str = "cpu"
     """Where the reward models run."""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Of the reward models' weights; scores are always fp32."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="PAGE.html|FOLDER")] = None
     """Write a page with the images side by side: one file with some of them, or a folder with all."""
     gallery: int = 8
@@ -49,9 +51,9 @@ def main(arguments: list[str]) -> None:
     """Run the command."""
     options = parse(Compare, arguments, prog="diffpref compare")
     _check(options)
-    from diffpref.data.labelling import scorers_named
     from diffpref.evaluate.compare import compare
     from diffpref.evaluate.features import load_features
+    from diffpref.scorers.base import load_scorer
 
     if options.output is not None:
         from diffpref.report.output import refuse_foreign
@@ -59,7 +61,7 @@ def main(arguments: list[str]) -> None:
         refuse_foreign(options.output)
     comparison = compare(
         options.folders,
-        [load() for load in scorers_named(options.scorer, options.device)],
+        [load_scorer(name, options.device, options.precision) for name in _listed(options.scorer)],
         load_features(options.features, options.device),
         optimised=options.optimised,
         categories=_listed(options.category),
@@ -96,8 +98,9 @@ def _check(options: Compare) -> None:
     for key in ("gallery", "picture_size"):
         if getattr(options, key) < 1:
             raise UserError(f"--{key.replace('_', '-')}: {getattr(options, key)} is not above 0")
-    if options.category is not None and not _listed(options.category):
-        raise UserError("--category names no category")
+    for key in ("scorer", "category"):
+        if getattr(options, key) is not None and not _listed(getattr(options, key)):
+            raise UserError(f"--{key} names no {key}")
 
 
 def _listed(text: str | None) -> list[str]:
