@@ -131,6 +131,8 @@ def test_a_page_in_a_folder_shows_every_pair(place: Path, capsys: pytest.Capture
     assert {card["data-place"] for card in cards} == {str(number) for number in range(24)}
     assert "All others" in page.text
     assert sorted(path.name for path in Path("out").iterdir()) == ["pages"]
+    Path("out/pages/notes.txt").write_text("mine")
+    assert "holds notes.txt beside a page" in fails(capsys, ["compare", "base", "bright", "--output", "out/pages"])
     first = Image.open(Path("out/pages") / page.images()[0]["src"])
     assert first.size == (32, 32)
 

@@ -1,6 +1,6 @@
 """A comparison in numbers, as parts of a page: verdicts, alarms, tables, diversity and drift, all differences."""
 
-import html
+from html import escape
 from pathlib import Path
 
 from diffpref.evaluate.alarms import WORDS
@@ -21,14 +21,14 @@ def summary(comparison: Comparison) -> tuple[str, list[str]]:
     """What stands at the top: alarms and verdicts, and tiles for each tuned folder by the first scorer."""
     names = _names(comparison)
     alarms = [
-        f'<p class="alarm"><strong>Alarm</strong> <em>{_text(names[alarm.folder])}</em>: {_text(alarm.text)}.</p>'
+        f'<p class="alarm"><strong>Alarm</strong> <em>{escape(names[alarm.folder])}</em>: {escape(alarm.text)}.</p>'
         for alarm in comparison.alarms
     ]
     first = [result for result in comparison.results if result.scorer == comparison.scorers[0]]
     verdicts = [f'<p class="verdict">{_verdict(comparison, result)}</p>' for result in first]
     if len(first) == 1:
         return "".join([*alarms, *verdicts]), [_win_rate_tile(first[0], "Win rate"), _score_tile(first[0])]
-    tiles = [_win_rate_tile(result, f"Win rate of {html.escape(names[result.folder_b])}") for result in first]
+    tiles = [_win_rate_tile(result, f"Win rate of {escape(names[result.folder_b])}") for result in first]
     return "".join([*alarms, *verdicts]), tiles
 
 
@@ -61,11 +61,11 @@ def spreads(comparison: Comparison) -> str:
             share = "" if each.diversity_change is None else f"{each.diversity_change:+.0%}, "
             change = f"{share}{_signed(each.diversity_difference.value)} ({_signed(low)} to {_signed(high)})"
         drift = f"{each.drift.value:.4g} ({each.drift.low:.4g} to {each.drift.high:.4g})"
-        rows.append(_row(("Model", "Diversity", "Change", "Drift"), (_text(names[folder]), diversity, change, drift)))
+        rows.append(_row(("Model", "Diversity", "Change", "Drift"), (escape(names[folder]), diversity, change, drift)))
     head = "".join(f"<th>{name}</th>" for name in ("Model", "Diversity, base → tuned", "Change", "Drift"))
     first = comparison.spreads[0]
     note = (
-        f"By {_text(first.features)} features, version {_text(first.version)}; in brackets 95% intervals. Diversity: "
+        f"By {escape(first.features)} features, version {escape(first.version)}; in brackets 95% intervals. Diversity: "
         f"the mean distance between images of {WORDS[first.among]}. Drift: the mean distance of an image from the "
         "base’s of the same prompt and seed. A reward that rises while diversity falls may be bought with sameness."
     )
@@ -97,10 +97,10 @@ def _verdict(comparison: Comparison, result: Result) -> str:
         tuned, base = _names(comparison)[result.folder_b], comparison.names[0]
     said = VERDICTS[result.verdict].format(tuned=tuned, base=base)
     said = said[0].upper() + said[1:] if said.startswith("the ") else said
-    judge = html.escape(f"{result.scorer} {result.version}")
+    judge = escape(f"{result.scorer} {result.version}")
     pairs = f"{count(result.images, 'pair')} of images with the same prompt and seed"
     prompts = count(result.prompts, "prompt")
-    return f"<strong>{html.escape(said)}</strong> on {prompts}, {pairs}, judged by <em>{judge}</em>."
+    return f"<strong>{escape(said)}</strong> on {prompts}, {pairs}, judged by <em>{judge}</em>."
 
 
 def _win_rate_tile(result: Result, name: str) -> str:
@@ -129,9 +129,9 @@ def _table(title: str, results: tuple[Result, ...], names: dict[Path, str]) -> s
     for result in results:
         low, high = _signed(result.mean_difference_low), _signed(result.mean_difference_high)
         cells = (
-            _text(names[result.folder_b]),
-            _text(result.scorer),
-            f"{result.prompts:,}" + (f" of {_text(result.category)}" if result.category else ""),
+            escape(names[result.folder_b]),
+            escape(result.scorer),
+            f"{result.prompts:,}" + (f" of {escape(result.category)}" if result.category else ""),
             f"<b>{result.win_rate:.1%}</b>{_interval(result)}",
             f'<b>{_signed(result.mean_difference)}</b><div class="hint">{low} to {high}</div>',
             _effect(result),
@@ -167,7 +167,7 @@ def _counts(result: Result) -> str:
         "Base images": str(result.folder_a),
         "Tuned images": str(result.folder_b),
     }
-    return "".join(f"<tr><th>{name}</th><td>{html.escape(text)}</td></tr>" for name, text in rows.items())
+    return "".join(f"<tr><th>{name}</th><td>{escape(text)}</td></tr>" for name, text in rows.items())
 
 
 def _effect(result: Result) -> str:
@@ -180,7 +180,3 @@ def _p_value(value: float) -> str:
 
 def _signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "−")
-
-
-def _text(text: str) -> str:
-    return html.escape(text)
