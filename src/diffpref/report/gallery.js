@@ -65,7 +65,7 @@
     said.textContent = `${found.length} of the ${pairs.size} pairs on this page`;
   }
 
-  for (const field of fields) field.addEventListener("input", show);
+  for (const field of fields) field.addEventListener(field.tagName === "SELECT" ? "change" : "input", show);
   at("controls").hidden = false;
   show();
 })();
