@@ -16,6 +16,7 @@ from diffpref.data import parquet
 from diffpref.data.columns import kind_of, numbers, read_light, type_of
 from diffpref.data.schema import DATASET_FILE, ROWS, SIDES, Kind, Row, Side, is_score, read_dataset_file, rows_told
 from diffpref.errors import UserError, nearest
+from diffpref.files import stamp
 
 CACHED_GROUPS = 4  # row groups of one side that random access keeps
 
@@ -45,6 +46,19 @@ class Pictures:
 
     shards: tuple[Shard, ...]
     sides: tuple[Side, ...]
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return sum(sum(shard.groups) for shard in self.shards)
+
+    def parts(self) -> Iterator[tuple[str, Pictures]]:
+        """The images of each file, under a name that changes whenever the file is written."""
+        for shard in self.shards:
+            yield stamp([shard.file]), Pictures((shard,), self.sides)
+
+    def where(self, row: int, side: str) -> str:
+        """An image's place in words."""
+        return f"row {row}" if len(self.sides) == 1 else f"row {row} ({side})"
 
     def row_groups(self) -> Iterator[RowGroup]:
         """What the files are read by, in file order."""

@@ -66,6 +66,16 @@ class Ledger:
             if mine and not (self.folder / "stage.json").is_file():
                 text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
                 write_whole(self.folder / "stage.json", text.encode())
+        self._refuse_other(told)
+
+    def _refuse_other(self, told: dict) -> None:
+        """Raise UserError where the folder says that its answers are another tool's: somebody moved or changed it."""
+        try:
+            held = json.loads((self.folder / "stage.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return
+        if held != told:
+            raise UserError(f"{self.folder} holds answers of {held}, not of {told}: move it away")
 
     def finished(self) -> set[str]:
         """The names of the units that are there."""
