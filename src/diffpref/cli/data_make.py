@@ -30,7 +30,10 @@ class LabelArguments:
     output: Annotated[Positional[Path], arg(metavar="OUTPUT")]
     """The folder to write; it must be empty or absent."""
     scorer: str = "embedded-judge"
-    """The reward models, with commas between them: names, or Python files with a function load(device)."""
+    """The reward models, with commas between them: names, NAME=WEIGHTS with weights of one's own, or Python files with
+    a function load(device). All of them see an image in one pass."""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Of the reward models' weights; scores are always fp32."""
     rule: Literal["mean", "majority", "agree"] | None = None
     """Give pairs new labels: by the mean of standardised score differences, by votes, or only where all agree."""
     device: str = "cpu"
@@ -107,10 +110,11 @@ class PairsArguments:
 def run_label(arguments: list[str]) -> None:
     """`diffpref data label DATASET OUTPUT`."""
     given = parse(LabelArguments, arguments, "diffpref data label")
-    from diffpref.data.labelling import label_dataset, scorers_named
+    from diffpref.data.labelling import label_dataset
+    from diffpref.data.scoring import scorers_named
 
     running = running_of(given.workers, given.engine, given.ledger, given.device)
-    scorers = scorers_named(given.scorer, given.device)
+    scorers = scorers_named(given.scorer, given.device, given.precision)
     if summary := label_dataset(opened(given), given.output, scorers, given.rule, running, given.overwrite):
         tell(given, summary)
 

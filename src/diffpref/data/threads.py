@@ -1,5 +1,6 @@
 """Work on a stream: in groups, or in a few threads, in order and in bounded memory."""
 
+import contextlib
 import os
 import queue
 import threading
@@ -62,10 +63,8 @@ def ahead(items: Iterable[T], most: int) -> Iterator[T]:
     finally:
         unwanted.set()
         while thread.is_alive():
-            try:
+            with contextlib.suppress(queue.Empty):
                 made.get(timeout=0.01)  # makes room, so that the thread sees that it is to end
-            except queue.Empty:
-                pass
 
 
 def groups(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -24,8 +24,8 @@ is taken over at once. Claims save work and nothing else: without them two proce
   to answer, and gives a function from a list of `Asked(text, image, name)` to a list of answers of the same length:
   a number (`answers="number"`) or a text (`"text"`), None, or `Refusal(why)`. `load` must be picklable: a function of a
   module, or a `functools.partial` of one; wrap a costly one in `Once` where the command itself needs the tool too.
-- `ask_all(stages, ...)`: several tools in one pass over the images. Each image is decoded once, and prepared once in each
-  way that a `Preparing` tool wants it, in threads that run ahead of the tools.
+- `ask_all(stages, ...)`: several tools in one pass over the images. Each image is decoded once, and prepared once in
+  each way that a `Preparing` tool wants it, in threads that run ahead of the tools.
 - `image_questions(dataset, ledger)`: one question for each image, row by row, side by side, with its row's prompt.
 - `Question(text, name=...)`: a question without an image, such as a caption to be perturbed with its row's id as seed.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 
@@ -31,6 +32,9 @@ class Images(Protocol):
 @runtime_checkable
 class Captioned(Protocol):
     """Images with a prompt for each row, as a dataset and a folder of generated images are."""
+
+    @property
+    def path(self) -> Path: ...
 
     @property
     def prompts(self) -> Sequence[str]: ...
