@@ -5,7 +5,7 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -30,7 +30,7 @@ def map_in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
             pool.shutdown(cancel_futures=True)
 
 
-def ahead(items: Iterable[T], most: int) -> Iterator[T]:
+def ahead(items: Iterable[T], most: int) -> Generator[T, None, None]:
     """The items in order, made in a thread of their own, up to `most` of them before they are asked for.
 
     What goes wrong in making them is raised here, in its place among them. Closed early, it waits for the one in work.
@@ -49,8 +49,8 @@ def ahead(items: Iterable[T], most: int) -> Iterator[T]:
         except BaseException as error:
             end = error
         finally:
-            if isinstance(stream, Iterator) and hasattr(stream, "close"):
-                stream.close()
+            if isinstance(stream, Generator):
+                stream.close()  # in its own thread
             made.put(end)
 
     thread = threading.Thread(target=make, name="ahead", daemon=True)

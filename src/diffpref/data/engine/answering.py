@@ -127,7 +127,7 @@ def answered(
                 yield job.write()
                 job.held.close()
     finally:
-        stream.close()  # type: ignore[attr-defined]
+        stream.close()
         for job in claimed:
             job.held.close()
 

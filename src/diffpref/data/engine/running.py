@@ -97,7 +97,7 @@ def ask(
     Raises UserError where the ledger cannot be written, the tool refuses to load, or too many images are broken.
     """
     answers = ask_all([stage], questions, dataset, ledger, running)
-    return answers and answers[0]
+    return answers[0] if answers else None
 
 
 def ask_all(
