@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train a preset",
     "generate": "images for a prompt set",
     "score": "scores for folders of generated images",
+    "evaluate": "a published evaluation of a model, beside the published figures",
     "compare": "a paired comparison of scored folders, with intervals and a page to look at",
 }
 

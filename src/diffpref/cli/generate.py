@@ -21,8 +21,8 @@ class Options:
     output: Annotated[Positional[str], arg(metavar="OUTPUT")]
     """The folder to fill; what it already holds of the same set is kept."""
     prompts: str
-    """A text file with one prompt a line, a .json array, HPDv2's folder of STYLE.json, PartiPrompts.tsv, Pick-a-Pic or a
-    dataset in the normal form (parquet), or `embedded`."""
+    """A text file with one prompt a line, a .json array, HPDv2's folder of STYLE.json, PartiPrompts.tsv, Pick-a-Pic or
+    a dataset in the normal form (parquet), or `embedded`."""
     split: str | None = None
     """The split of a dataset or of Pick-a-Pic; `train`, or the only one, when not given."""
     limit: int = 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from diffpref.cli.parsing import parse
+from diffpref.cli.tables import aligned
 from diffpref.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,10 +85,4 @@ def table(summaries: "list[Summary]") -> str:
         mean, error = ("-" if value is None else f"{value:.4f}" for value in (each.mean, each.standard_error))
         name = f"{each.folder} {each.side}".rstrip()
         rows.append((name, each.scorer, mean, error, str(each.images), str(each.prompts), str(each.missing)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        texts = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
-        numbers = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
-        lines.append("  ".join([*texts, *numbers]))
-    return "\n".join(lines)
+    return aligned(rows, texts=2)

@@ -43,7 +43,8 @@ def score_all(
     and could score none.
     """
     stages = [score_stage(load if isinstance(load, Once) else Once(load), batch) for load in scorers]
-    answers = ask_all(stages, image_questions(dataset, ledger), dataset, ledger, running)
+    questions = image_questions(dataset, ledger, running.shown)
+    answers = ask_all(stages, questions, dataset, ledger, running)
     for stage, each in zip(stages, answers or [], strict=False):
         _refuse_silence(stage, each, dataset.path)
     return answers

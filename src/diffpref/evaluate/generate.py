@@ -120,6 +120,12 @@ def generate(
     (folder / CLAIMS).unlink(missing_ok=True)
 
 
+def await_images(folder: Path, wanted: list[Wish]) -> None:
+    """Wait until the main rank has finished a folder that is drawn together; where it fails, torchrun ends us."""
+    while (folder / PLAN).is_file() or not (folder / "metadata.jsonl").is_file() or _missing(folder, wanted):
+        time.sleep(WAIT)
+
+
 def _missing(folder: Path, wanted: list[Wish]) -> list[Wish]:
     return [wish for wish in wanted if not (folder / wish.file_name).is_file()]
 

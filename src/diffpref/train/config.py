@@ -154,11 +154,14 @@ class ValidationConfig:
     pairs: int = 256
     """At most so many held-out pairs are measured."""
     prompts: str | None = None
-    """A text file of prompts (one a line) to draw images for, or `embedded`; none when not given."""
+    """Prompts to draw images for, in any form that `generate --prompts` reads, or `embedded`; none when not given."""
     images: int = 8
     """How many of these prompts."""
     scorer: str | None = None
-    """Score the validation images with it; none when not given."""
+    """Score the validation images by these reward models, with commas between them; none when not given. By the first
+    one's mean the best checkpoint is marked, in `checkpoints/best.json`."""
+    keep_best: bool = True
+    """Write a checkpoint of every step whose score is the best so far, and keep it until a better one comes."""
     sampler: Literal["ddpm", "ddim", "dpmsolver++", "euler", "flow"] = "ddim"
     """The sampler of the validation images; `flow` is that of SD3, FLUX and Qwen-Image."""
     num_inference_steps: int = 50

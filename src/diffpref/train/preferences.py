@@ -11,9 +11,10 @@ from diffpref.data.captioning import caption_dataset
 from diffpref.data.choice import Choice, choose_rows, with_weights
 from diffpref.data.dataset import PreferenceDataset
 from diffpref.data.direct import Direct
-from diffpref.data.labelling import label_dataset, scorers_named
+from diffpref.data.labelling import label_dataset
 from diffpref.data.loader import Loader
 from diffpref.data.options import with_options
+from diffpref.data.scoring import scorers_named
 from diffpref.data.store import build_store
 from diffpref.data.views import Encoded
 from diffpref.embedded.describer import Describer

@@ -18,7 +18,7 @@ from diffpref.progress import Bar
 WAIT = 0.1  # seconds between looks at what other processes are busy with
 
 
-def image_questions(dataset: Captioned, ledger: Path) -> Iterator[Question]:
+def image_questions(dataset: Captioned, ledger: Path, shown: bool = True) -> Iterator[Question]:
     """One question for each image, in the order of rows and then sides, with its row's prompt.
 
     Files that were hashed before are not read again, unless they were written since. Several processes share the files.
@@ -32,7 +32,7 @@ def image_questions(dataset: Captioned, ledger: Path) -> Iterator[Question]:
     parts = [(folder / f"{name}.parquet", part) for name, part in pictures.parts()]
     there = len(sides) * sum(len(part) for file, part in parts if file.is_file())
     row = 0
-    with Bar("hashes", len(sides) * len(pictures), "images", done=there) as bar:
+    with Bar("hashes", len(sides) * len(pictures), "images", done=there, shown=shown) as bar:
         for file, part in parts:
             fresh = not file.is_file()
             hashes = _hashes(part, file, claims)

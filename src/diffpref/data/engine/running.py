@@ -35,7 +35,7 @@ class Running:
     """How stages run. ledger: its folder, if not the usual.
 
     workers: processes on this machine, this one among them; on Ray, actors, each with `gpus` GPUs.
-    bad_share: of all rows so many may have broken images; more stop the work.
+    bad_share: of all rows so many may have broken images; more stop the work. shown: whether progress is.
     """
 
     workers: int = 1
@@ -43,6 +43,7 @@ class Running:
     ledger: Path | None = None
     gpus: float = 0
     bad_share: float = MAX_BAD_SHARE
+    shown: bool = True
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def _answer(stages: list[Stage], plan: Plan, pictures: Images, books: list[Ledge
             given = (stages, plan, pictures, books[0].root, running, number, os.getpid())
             helpers.append(spawn.Process(target=_help, args=given, daemon=True))
             helpers[-1].start()
-        work(stages, plan, pictures, books, running, shown=is_main(), waits=is_main())
+        work(stages, plan, pictures, books, running, shown=is_main() and running.shown, waits=is_main())
         for helper in helpers:
             helper.join()
             if helper.exitcode:
