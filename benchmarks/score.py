@@ -3,7 +3,8 @@
 The scorers are CLIP models of random weights with the published preprocessings: the shorter side to 224 and the middle
 square for two of them and, cut otherwise, for a third; the whole image on a black square for two. Both ways are
 `diffpref score` itself: the same threads that decode ahead, the same ledger, fresh in every round. The images are
-shared out to the rounds, in which the two ways take turns; printed are the medians of the rounds and of their ratios.
+shared out to the rounds, in which the two ways take turns; printed are the medians of the rounds and of their ratios,
+by the clock and by the processor's time, which other programs on the machine disturb less.
 On a GPU also: images a second of a network of PickScore's true size, and the share of time in which it waits.
 """
 
@@ -131,7 +132,8 @@ def make_folder(folder: Path, count: int, side: int, seed: int) -> Path:
 
 def compare(folders: list[Path], rewards: list[Reward], batch: int) -> None:
     """Print images a second of both ways and their ratio."""
-    one, five = [], []
+    one: list[tuple[float, float]] = []
+    five: list[tuple[float, float]] = []
     for number, folder in enumerate(folders):
         ways = [
             (one, partial(run, folder, [rewards], batch)),
@@ -139,23 +141,26 @@ def compare(folders: list[Path], rewards: list[Reward], batch: int) -> None:
         ]
         for rates, way in ways if number % 2 else ways[::-1]:
             rates.append(way())
-        print(f"round {number + 1}: {one[-1]:.1f} and {five[-1]:.1f} images/s", file=sys.stderr, flush=True)
-    ratios = [a / b for a, b in zip(one, five, strict=True)]
-    print(f"one pass of {len(rewards)} scorers   {statistics.median(one):.1f} images/s")
-    print(f"{len(rewards)} passes of one scorer   {statistics.median(five):.1f} images/s")
-    print(f"ratio                   {statistics.median(ratios):.2f} (from {min(ratios):.2f} to {max(ratios):.2f})")
+        print(f"round {number + 1}: {one[-1][0]:.1f} and {five[-1][0]:.1f} images/s", file=sys.stderr, flush=True)
+    for place, kind in enumerate(("by the clock", "by processor's time")):
+        of_one, of_five = ([rates[place] for rates in way] for way in (one, five))
+        ratios = [a / b for a, b in zip(of_one, of_five, strict=True)]
+        print(f"{kind}: one pass of {len(rewards)} scorers {statistics.median(of_one):.1f} images/s")
+        print(f"{kind}: {len(rewards)} passes of one {statistics.median(of_five):.1f} images/s")
+        print(f"{kind}: ratio {statistics.median(ratios):.2f} (from {min(ratios):.2f} to {max(ratios):.2f})")
 
 
-def run(folder: Path, passes: list[list[Reward]], batch: int) -> float:
-    """Images a second over all passes, each with a ledger of its own."""
+def run(folder: Path, passes: list[list[Reward]], batch: int) -> tuple[float, float]:
+    """Images a second over all passes, each with a ledger of its own: by the clock, and by the processor's time."""
     target = folder_target(folder)
-    started = time.perf_counter()
+    started, spent = time.perf_counter(), time.process_time()
     for rewards in passes:
         with tempfile.TemporaryDirectory() as ledger:
             alone: Any = folder_target(folder, Path(ledger))
             loads: list[Callable[[], Reward]] = [lambda each=each: each for each in rewards]
             score([alone], loads, batch, Running(shown=False), overwrite=True)
-    return len(target.prompts) / (time.perf_counter() - started)
+    count = len(target.prompts)
+    return count / (time.perf_counter() - started), count / (time.process_time() - spent)
 
 
 def waiting(folders: list[Path], huge: Reward, batch: int) -> None:
@@ -172,7 +177,7 @@ def waiting(folders: list[Path], huge: Reward, batch: int) -> None:
             return scores
 
         started = time.perf_counter()
-        rates.append(run(folder, [[Reward(huge.name, huge.identity, huge.prepare, measure)]], batch))
+        rates.append(run(folder, [[Reward(huge.name, huge.identity, huge.prepare, measure)]], batch)[0])
         busy.append(spent / (time.perf_counter() - started))
     print(f"ViT-H/14, fp16          {statistics.median(rates):.1f} images/s, waiting {1 - statistics.median(busy):.1%}")
 

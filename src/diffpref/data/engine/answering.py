@@ -54,9 +54,9 @@ class Desk:
 
 @dataclass(frozen=True)
 class Finished:
-    """A unit that is written: its name, how many answers it has, of all desks, and one desk's table of them.
+    """A unit that is written: its name, and how many answers it has, of all desks.
 
-    broken: how many of its images cannot be decoded.
+    broken: how many of its images cannot be decoded, as the table of one desk's answers tells.
     """
 
     name: str
@@ -77,13 +77,14 @@ class _Job:
 
     def write(self) -> Finished:
         """Put the answers into the ledgers."""
-        keys, broken, table = self.unit["key"].to_pylist(), 0, None
+        keys, broken, of_broken = self.unit["key"].to_pylist(), 0, None
         for desk, found in zip(self.desks, self.found, strict=True):
             rows = [{**(found.get(key) or desk.known[key]), "key": key} for key in keys]
             table = pa.Table.from_pylist(rows, desk.stage.schema)
             desk.book.write(self.name, table)
-            broken = max(broken, len(table) - table["broken"].null_count)
-        return Finished(self.name, len(self.desks) * len(keys), broken, table)
+            if (count := len(table) - table["broken"].null_count) > broken:
+                broken, of_broken = count, table
+        return Finished(self.name, len(self.desks) * len(keys), broken, of_broken)
 
 
 @dataclass(frozen=True)

@@ -59,14 +59,15 @@ class Ledger:
         self.root = folder
         self.folder = folder / f"{stage.name}-{stage.key}"
         self._schema = stage.schema
-        told = {"stage": stage.name, "answers": stage.answers, **stage.identity}
+        text = json.dumps(
+            {"stage": stage.name, "answers": stage.answers, **stage.identity}, indent=2, ensure_ascii=False
+        )
         with writing(self.folder / "claims"):
             self.claims = Claims(self.folder / "claims")
         with self.claims.claim("0") as mine:  # else another process writes it just now
             if mine and not (self.folder / "stage.json").is_file():
-                text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
-                write_whole(self.folder / "stage.json", text.encode())
-        self._refuse_other(told)
+                write_whole(self.folder / "stage.json", f"{text}\n".encode())
+        self._refuse_other(json.loads(text))
 
     def _refuse_other(self, told: dict) -> None:
         """Raise UserError where the folder says that its answers are another tool's: somebody moved or changed it."""

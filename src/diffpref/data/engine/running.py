@@ -222,7 +222,7 @@ def refuse_broken(pictures: Images, broken: int, unit: pa.Table, done: Finished,
     """
     if done.table is None or not done.broken or broken <= bad_share * len(pictures) * len(pictures.sides):
         return
-    place, reason = next((place, why) for place, why in enumerate(done.table["broken"].to_pylist()) if why)
+    place, reason = next(((n, why) for n, why in enumerate(done.table["broken"].to_pylist()) if why), (0, "unreadable"))
     where = pictures.where(unit["row"][place].as_py(), unit["side"][place].as_py())
     told = f"{broken} images so far cannot be decoded; such as {where}: image_{reason}"
     raise UserError(
