@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffpref.data.dataset import split_names
 from diffpref.data.engine import Running, is_main
 from diffpref.data.scoring import LoadScorer
 from diffpref.drawing import ModelOptions, load_drawn
@@ -53,16 +54,14 @@ class Evaluation:
         place = self.prompts or self.protocol.prompts
         if place is None:
             raise UserError(f"--prompts: name your copy of {self.protocol.source}")
-        splits = (self.split,) if self.split or not self.protocol.splits else self.protocol.splits
-        path = Path(place)
-        if self.split is None and splits and path.is_dir() and any(path.rglob("*.parquet")):
-            from diffpref.data.dataset import split_names
+        return read_prompts(place, self._split(Path(place)))[: self.limit or None]
 
-            there = split_names(path)
-            splits = tuple(split for split in splits if split in there) or (there[0] if len(there) == 1 else None,)
-        elif self.split is None:
-            splits = (None,)
-        return read_prompts(place, splits[0])[: self.limit or None]
+    def _split(self, path: Path) -> str | None:
+        """The split that is asked for, or else the first of the protocol's that a folder of parquet files has."""
+        if self.split is not None or not self.protocol.splits or not path.is_dir():
+            return self.split
+        there = split_names(path) if any(path.rglob("*.parquet")) else []
+        return next((split for split in self.protocol.splits if split in there), None)
 
 
 @dataclass(frozen=True)
