@@ -106,3 +106,9 @@ def test_a_python_file_without_a_scorer_or_with_a_name_of_ours(tmp_path: Path):
     (tmp_path / "pickscore.py").write_text("def score(images, prompts):\n    return []\n")
     with pytest.raises(UserError, match="would be called pickscore"):
         load_scorer(str(tmp_path / "pickscore.py"))
+
+
+@pytest.mark.parametrize("name", scorer_names())
+def test_every_scorer_has_its_row_in_the_docs(name: str):
+    page = Path(__file__).parents[2] / "docs" / "scorers.md"
+    assert f"| `{name}` |" in page.read_text(encoding="utf-8")

@@ -78,7 +78,7 @@ def _fetch(repository: str, names: Sequence[str], scorer: str) -> Path | None:
         except Exception as error:  # the hub's client raises many kinds: HTTP, not found, gated, bad id
             raise _gone(repository, scorer, first_line(error)) from error
     if unreached is not None:
-        raise _gone(repository, scorer, f"{', '.join(names)} not in the cache, and the hub is out of reach")
+        raise _gone(repository, scorer, f"{names[0]} is not in the cache, and the hub is out of reach")
     return None
 
 
