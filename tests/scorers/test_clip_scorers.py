@@ -214,6 +214,27 @@ def test_without_weights_and_without_the_hub_it_is_one_line(name: str):
     assert "\n" not in str(error.value)
 
 
+def test_published_weights_in_the_hubs_cache_need_no_configuration(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    repository = tmp_path / "models--some--body"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    (snapshot / FILES[0]).write_bytes((folder / FILES[0]).read_bytes())
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    standard = {key: value for key, value in config().items() if key != "model_type"}
+    cached = load_clip("some/body", FILES, standard, {}, "x", "cpu", "fp32")
+    prepared = list(wave((1, 3, SIDE, SIDE), 3))
+    assert torch.equal(cached.features(prepared), clip_of(folder).features(prepared))
+    with pytest.raises(UserError, match=r"x: some/body .*config\.json is not in the cache"):
+        load_clip("some/body", FILES, None, {}, "x", "cpu", "fp32")
+    (snapshot / "config.json").write_text(json.dumps(config()))
+    asked = load_clip("some/body", FILES, None, {}, "x", "cpu", "fp32")
+    assert torch.equal(asked.features(prepared), cached.features(prepared))
+
+
 def spoilt(change: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
     merged = {**from_open_clip(tiny_state()), **change}
     return {name: value.contiguous().clone() for name, value in merged.items() if value is not None}

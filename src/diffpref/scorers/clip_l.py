@@ -1,4 +1,4 @@
-"""CLIP score by OpenAI's ViT-L/14 (Radford et al. 2021, arXiv 2103.00020), the cosine itself; about 0.25.
+"""CLIP score by OpenAI's ViT-L/14 (Radford et al. 2021, arXiv 2103.00020), the cosine itself.
 
 Images are as OpenAI's own code makes them, captions cleaned as there, which is what open_clip took over.
 """

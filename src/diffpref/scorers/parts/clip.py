@@ -116,12 +116,16 @@ def load_clip(
 ) -> Clip:
     """A CLIP model from a file, a folder or a hub id; the same object as long as it is held and asked for again.
 
-    standard: the architecture where there is no config.json of a CLIP beside the weights. Raises UserError where there
-    are no weights, where their architecture is not told, and where they are not of that one.
+    standard: the architecture where no config.json of a CLIP lies beside the weights; without it a hub id is asked for
+    one. Raises UserError where there are no weights, where their architecture is not told, and where they are not of
+    that one.
     """
     dtype = weights.dtype_of(precision, device)
     file = weights.find(place, files, scorer)
-    config = _config(place, file, scorer) or (_from(standard) if standard else None)
+    beside = file.parent / "config.json"
+    if not standard and not Path(place).exists():
+        beside = weights.look(place, ["config.json"], scorer) or beside
+    config = _config(beside, scorer) or (_from(standard) if standard else None)
     if config is None:
         raise UserError(f"{scorer}: {file} has no config.json of a CLIP model beside it")
     total = weights.digest(file)
@@ -148,19 +152,17 @@ def _network(config: CLIPConfig, state: Mapping[str, Tensor], what: str, dtype: 
     return weights.build(lambda: CLIPModel(config), state, what, dtype, device)
 
 
-def _config(place: str, file: Path, scorer: str) -> CLIPConfig | None:
-    """What a config.json beside the weights tells, if it is of a CLIP model."""
+def _config(file: Path, scorer: str) -> CLIPConfig | None:
+    """What a config.json tells, if it is there and of a CLIP model."""
     from transformers import CLIPConfig
 
-    beside = file.parent / "config.json"
-    found = beside if beside.is_file() or Path(place).exists() else weights.look(place, ["config.json"], scorer)
-    if not found or not found.is_file():
+    if not file.is_file():
         return None
     try:
-        content, _ = CLIPConfig.get_config_dict(found.parent)
+        content, _ = CLIPConfig.get_config_dict(file.parent)
         return CLIPConfig.from_dict(content) if content.get("model_type") == "clip" else None
     except Exception as error:  # transformers raises many kinds for JSON and for values
-        raise UserError(f"{scorer}: {found} is no configuration of a CLIP model: {first_line(error)}") from error
+        raise UserError(f"{scorer}: {file} is no configuration of a CLIP model: {first_line(error)}") from error
 
 
 def _from(standard: Mapping[str, Any]) -> CLIPConfig:
@@ -197,7 +199,9 @@ class Cosine:
     def load(self, given: str | None, device: str, precision: Precision) -> Reward:
         """given: `WEIGHTS`, `WEIGHTS=TOKENIZER` or `=TOKENIZER`, for what is not to come from where it is published."""
         place, _, words = (given or "").partition("=")
-        clip = load_clip(place or self.home, self.files, self.architecture, self.known, self.name, device, precision)
+        foreign = place not in ("", self.home) and not Path(place).exists()  # a hub id, which tells its architecture
+        standard = None if foreign else self.architecture
+        clip = load_clip(place or self.home, self.files, standard, self.known, self.name, device, precision)
         tokens = text.load_tokens(words or self._words(place), self.name, clip.length, self.cleaned)
         clip.network.text_model.eos_token_id = tokens.end  # old configurations name another one
         prepare = self.pixels(clip.size)

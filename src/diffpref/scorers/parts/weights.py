@@ -10,6 +10,7 @@ import json
 import logging
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -92,8 +93,14 @@ def _gone(repository: str, scorer: str, reason: str) -> UserError:
 def digest(file: Path) -> str:
     """SHA-256 of a weights file in hex; of an index, of its shards' sums in the order of their names."""
     if not file.name.endswith(".index.json"):
-        return sha256(file)
-    return hashlib.sha256("".join(sha256(shard) for shard in _shards(file)).encode()).hexdigest()
+        return _digest(file, file.stat().st_size, file.stat().st_mtime_ns)
+    return hashlib.sha256("".join(map(digest, _shards(file))).encode()).hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _digest(file: Path, size: int, changed: int) -> str:
+    """The sum of a file of that size and time, read once, for several scorers may stand on gigabytes of it."""
+    return sha256(file)
 
 
 def label(file: Path, total: str, known: Mapping[str, str], scorer: str) -> str:
