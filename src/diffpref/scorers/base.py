@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal, Protocol, SupportsFloat, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsFloat, get_args, runtime_checkable
 
 from PIL import Image
 
@@ -165,7 +165,8 @@ def _from_file(file: Path, device: str) -> Scorer:
         raise UserError(f"cannot read the scorer {file}: {error.strerror}") from error
     except Exception as error:
         raise UserError(f"the scorer {file} cannot be loaded: {type(error).__name__}: {error}") from error
-    if callable(function := getattr(module, "score", None)) and not hasattr(module, "load"):
+    function: Any = getattr(module, "score", None)
+    if callable(function) and not hasattr(module, "load"):
         return _OfFunction(function, file, _own_name(file), hashlib.sha256(content).hexdigest()[:12])
     if not callable(getattr(module, "load", None)):
         raise UserError(f"the scorer {file} has no function load(device), and none score(images, prompts)")

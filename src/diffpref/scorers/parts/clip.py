@@ -19,7 +19,6 @@ from diffpref.scorers.parts.openclip import from_open_clip, is_open_clip
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import CLIPConfig, CLIPModel
 
 
 def _tower(width: int, layers: int, heads: int, act: str) -> dict[str, Any]:
@@ -50,7 +49,7 @@ KNOWN = {
 class Clip:
     """A CLIP model. The features of the last images are kept, for several scorers may ask for those of one batch."""
 
-    network: CLIPModel
+    network: Any  # transformers' CLIPModel, whose declared types leave open what a loaded one has
     logit_scale: float
     identity: Mapping[str, str]
     _last: tuple[tuple[Tensor, ...], Tensor] | None = field(default=None, init=False)
@@ -146,14 +145,14 @@ def load_clip(
     return clip
 
 
-def _network(config: CLIPConfig, state: Mapping[str, Tensor], what: str, dtype: Any, device: str) -> CLIPModel:
+def _network(config: Any, state: Mapping[str, Tensor], what: str, dtype: Any, device: str) -> Any:
     from transformers import CLIPModel
 
     return weights.build(lambda: CLIPModel(config), state, what, dtype, device)
 
 
-def _config(file: Path, scorer: str) -> CLIPConfig | None:
-    """What a config.json tells, if it is there and of a CLIP model."""
+def _config(file: Path, scorer: str) -> Any:
+    """The CLIPConfig of a config.json; None where it is not there or of no CLIP model."""
     from transformers import CLIPConfig
 
     if not file.is_file():
@@ -165,13 +164,13 @@ def _config(file: Path, scorer: str) -> CLIPConfig | None:
         raise UserError(f"{scorer}: {file} is no configuration of a CLIP model: {first_line(error)}") from error
 
 
-def _from(standard: Mapping[str, Any]) -> CLIPConfig:
+def _from(standard: Mapping[str, Any]) -> Any:
     from transformers import CLIPConfig
 
     return CLIPConfig(**standard)
 
 
-def _architecture(config: CLIPConfig) -> str:
+def _architecture(config: Any) -> str:
     vision, words = config.vision_config, config.text_config
     towers = (f"{each.hidden_size}x{each.num_hidden_layers}/{each.num_attention_heads}" for each in (vision, words))
     image = f"patches of {vision.patch_size} in {vision.image_size}"

@@ -66,14 +66,16 @@ class Tokens:
 
     def _open_clip(self, caption: str) -> str:
         """The words that open_clip sees, one space between them: its own marks in our spelling, ours as plain text."""
-        return " ".join(OPEN_CLIP_MARKS.get(word, word) for word in OPEN_CLIP_WORDS.findall(clean(caption)))
+        words: list[str] = OPEN_CLIP_WORDS.findall(clean(caption))
+        return " ".join(OPEN_CLIP_MARKS.get(word, word) for word in words)
 
     @cached_property
     def _tokenizer(self) -> Any:
         from tokenizers import normalizers, pre_tokenizers
         from transformers import CLIPTokenizer
 
-        tokenizer = CLIPTokenizer(vocab=self.vocabulary, merges=self.merges, model_max_length=self.length)
+        merges: Any = self.merges  # declared as texts, taken as pairs
+        tokenizer = CLIPTokenizer(vocab=self.vocabulary, merges=merges, model_max_length=self.length)
         if self.cleaned:  # the words are found already: nothing is to be changed or cut again
             tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([])
             steps = [
@@ -109,9 +111,10 @@ def load_tokens(place: str, scorer: str, length: int, cleaned: bool) -> Tokens:
         else:
             vocabulary = json.loads(_text(words))
             lines = [line for line in _text(pairs).splitlines() if line and not line.startswith("#version")]
-        merges = [tuple(line.split() if isinstance(line, str) else line) for line in lines]
-        if not {START, END} <= set(vocabulary) or any(len(pair) != 2 for pair in merges):
+        parts = [line.split() if isinstance(line, str) else line for line in lines]
+        if not {START, END} <= set(vocabulary) or any(len(pair) != 2 for pair in parts):
             raise ValueError(f"no {START} and {END} in it, or merges that are no pairs")
+        merges = [(left, right) for left, right in parts]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{scorer}: {whole or words} is no CLIP vocabulary: {first_line(error)}") from error
     return Tokens(vocabulary, merges, length, cleaned)
