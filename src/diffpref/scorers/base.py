@@ -8,11 +8,11 @@ import json
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsFloat, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
 from PIL import Image
 
@@ -136,7 +136,7 @@ class _OfFile:
 class _OfFunction:
     """A scorer that is a function of a file and is called as the file is; its version is the file's."""
 
-    function: Callable[[list[Image.Image], list[str]], Iterable[SupportsFloat]]
+    function: Callable[..., Any]  # of images and prompts, to one number for each
     file: Path
     name: str
     version: str
@@ -165,7 +165,7 @@ def _from_file(file: Path, device: str) -> Scorer:
         raise UserError(f"cannot read the scorer {file}: {error.strerror}") from error
     except Exception as error:
         raise UserError(f"the scorer {file} cannot be loaded: {type(error).__name__}: {error}") from error
-    function: Any = getattr(module, "score", None)
+    function = getattr(module, "score", None)
     if callable(function) and not hasattr(module, "load"):
         return _OfFunction(function, file, _own_name(file), hashlib.sha256(content).hexdigest()[:12])
     if not callable(getattr(module, "load", None)):
