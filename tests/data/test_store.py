@@ -60,7 +60,7 @@ def test_latents_and_text_are_those_of_direct_encoding(tmp_path, backbone):
     store = build_store(tmp_path / "store", dataset, backbone, DATA)
     for row in (0, 9):
         for place, side in enumerate(("chosen", "rejected")):
-            pixels = to_pixels(decode(dataset.image_bytes(row, side)), SIDE, "center")[None]
+            pixels = to_pixels(decode(dataset.image_bytes(row, side)), (SIDE, SIDE), "center")[None]
             found = store.read([View(row, place, False)])[0]
             assert found.dtype == torch.float32
             close_to_fp16(found, backbone.encode_images(pixels))
@@ -80,7 +80,7 @@ def test_repeats_are_stored_once(tmp_path, backbone, calls):
     same = encoded(noise(999, SIDE, SIDE))
     dataset = pairs(tmp_path / "data", 20, chosen=[same] * 20, prompt=["one"] * 20)
     store = build_store(tmp_path / "store", dataset, backbone, DATA)
-    assert len(store.latents) == 21  # the chosen one, and 20 rejected ones
+    assert len(store.latents[0]) == 21  # the chosen one, and 20 rejected ones
     assert calls == {"images": 21, "prompts": 2}  # "one" and the empty prompt
     assert len({chosen.tobytes() for chosen, _ in store.hashes}) == 1
 
@@ -116,7 +116,7 @@ def test_a_damaged_shard_is_made_again(tmp_path, backbone, calls):
     (tmp_path / "other").write_bytes(content)
     (tmp_path / "other").replace(shard)
     store = build_store(tmp_path / "store", dataset, backbone, DATA)
-    assert calls["images"] == 6 + 1 and store.latents.damaged == [shard]
+    assert calls["images"] == 6 + 1 and store.latents[0].damaged == [shard]
     assert torch.equal(store.read(views)[0], expected)
 
 
@@ -152,7 +152,7 @@ def test_flips_are_stored_beside(tmp_path, backbone, calls):
     build_store(tmp_path / "store", dataset, backbone, DATA)
     store = build_store(tmp_path / "store", dataset, backbone, replace(DATA, flip=True))
     assert calls["images"] == 4 + 4
-    pixels = to_pixels(decode(dataset.image_bytes(1, "chosen")), SIDE, "center")[None]
+    pixels = to_pixels(decode(dataset.image_bytes(1, "chosen")), (SIDE, SIDE), "center")[None]
     close_to_fp16(store.read([View(1, 0, True)])[0], backbone.encode_images(pixels.flip(3)))
     close_to_fp16(store.read([View(1, 0, False)])[0], backbone.encode_images(pixels))
     assert not torch.equal(store.read([View(1, 0, True)])[0], store.read([View(1, 0, False)])[0])
@@ -231,15 +231,15 @@ def test_a_finished_store_needs_no_permission(tmp_path, backbone, monkeypatch):
 
 def test_the_store_keeps_fp16_on_disk(tmp_path, backbone):
     store = build_store(tmp_path / "store", pairs(tmp_path / "data", 2), backbone, DATA)
-    assert isinstance(store.latents, Shards)
-    assert store.latents.rows(store.hashes[0, :1]).numpy().dtype == np.float16
+    assert isinstance(store.latents[0], Shards)
+    assert store.latents[0].rows(store.hashes[0, :1]).numpy().dtype == np.float16
 
 
 def test_single_images_have_one_hash_each(tmp_path, backbone, calls):
     dataset = PreferenceDataset.open(write_rows(tmp_path / "data", make_images(5)))
     store = build_store(tmp_path / "store", dataset, backbone, DATA)
     assert calls == {"images": 5, "prompts": 4}
-    pixels = to_pixels(decode(dataset.image_bytes(3, "image")), SIDE, "center")[None]
+    pixels = to_pixels(decode(dataset.image_bytes(3, "image")), (SIDE, SIDE), "center")[None]
     close_to_fp16(store.read([View(3, 0, False)])[0], backbone.encode_images(pixels))
     assert all(len(shas) == 1 for shas in store.hashes)
 

@@ -58,7 +58,7 @@ def network(pipeline: Any) -> Any:
 
 def batch_of(backbone) -> Batch:
     """Two pairs of random latents."""
-    shape = backbone.latent_shape(SIDE)
+    shape = backbone.latent_shape(SIDE, SIDE)
     latents = torch.randn(4, *shape, generator=torch.Generator().manual_seed(1))
     ones = torch.ones(2)
     return Batch(latents, backbone.encode_prompts(PROMPTS * 2), ones, ones, ("one", "two"), (3, 4))

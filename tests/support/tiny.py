@@ -9,11 +9,14 @@ from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNe
 from support.datasets import encoded, noise
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from diffpref.data.dataset import PreferenceDataset
+from diffpref.data.direct import Direct
+from diffpref.data.measuring import assign_buckets
 from diffpref.data.schema import DatasetSummary, PairRow
 from diffpref.data.writing import ShardWriter
 from diffpref.embedded.build.base import TEXT_LENGTH, make_tokenizer
 from diffpref.models import sd
-from diffpref.train.config import ModelConfig
+from diffpref.train.config import DataConfig, ModelConfig
 from diffpref.types import Points
 
 SIDE = 32  # pixels; latents are 4 x 8 x 8
@@ -169,6 +172,11 @@ def write_pairs(folder: Path, rows: list[PairRow]) -> Path:
     summary = DatasetSummary("test", "memory", "train", {}, len(rows), len(rows), ties, {}, [])
     summary.write(folder)
     return folder
+
+
+def make_direct(dataset: PreferenceDataset, backbone: sd.StableDiffusion, data: DataConfig) -> Direct:
+    """The encoders themselves in place of a store, at squares."""
+    return Direct(dataset, backbone, data, assign_buckets(Path(), dataset, data))
 
 
 def write_json(file: Path, content: object) -> None:

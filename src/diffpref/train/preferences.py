@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from diffpref.data.dataset import PreferenceDataset
 from diffpref.data.direct import Direct
 from diffpref.data.labelling import label_dataset, scorers_named
 from diffpref.data.loader import Loader
+from diffpref.data.measuring import assign_buckets, refuse_sizes
 from diffpref.data.options import with_options
 from diffpref.data.store import build_store
 from diffpref.data.views import Encoded
@@ -68,16 +70,20 @@ def open_preferences(
     choice = choose_rows(dataset, encoded.bad, config.data)
     weighted = with_weights(dataset, config.data, choice)
 
-    def loader(rows: list[int]) -> Loader:
-        return Loader(weighted, encoded, backbone, config.data, rows, config.train.seed, items_of(config))
+    def loader(rows: list[int], run: int) -> Loader:
+        return Loader(weighted, encoded, backbone, config.data, rows, config.train.seed, items_of(config), run)
 
-    return loader(choice.train), loader(choice.heldout) if choice.heldout else None, choice
+    step = config.train.batch_size * config.train.gradient_accumulation_steps * accelerator.num_processes
+    return loader(choice.train, step), loader(choice.heldout, 1) if choice.heldout else None, choice
 
 
 def _encoded(config: Config, dataset: PreferenceDataset, backbone: Backbone, accelerator: Any) -> Encoded:
     if config.data.cache == "none":
-        backbone.latent_shape(config.data.resolution)  # refuses a resolution that the VAE cannot take
-        direct = Direct(dataset, backbone, config.data)
+        refuse_sizes(backbone, config.data)
+        beside = store_path(replace(config, data=replace(config.data, cache=None)))  # for the sizes of images alone
+        buckets = assign_buckets(beside, dataset, config.data, shown=bool(accelerator.is_main_process))
+        accelerator.wait_for_everyone()
+        direct = Direct(dataset, backbone, config.data, buckets)
         if accelerator.is_main_process:
             direct.warn_of_cut_prompts()
         return direct
