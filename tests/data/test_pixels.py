@@ -1,5 +1,8 @@
 """Resize and crop: torchvision's documented Resize and CenterCrop, computed here on its own, and hand values."""
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -94,6 +97,33 @@ def test_a_random_crop_shrinks_first():
     assert torch.equal(
         to_pixels(image, (32, 32), "random", 0.5, 0.5), to_pixels(small.crop((16, 0, 48, 32)), (32, 32), "center")
     )
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("bucket", [(40, 24), (24, 40)], ids=str)
+def test_a_rectangle_is_covered_and_its_middle_kept(size, bucket):
+    """Computed with the exact scale: the smallest at which both sides reach the bucket's."""
+    image, (width, height) = noise(6, *size), bucket
+    scale = max(Fraction(width, size[0]), Fraction(height, size[1]))
+    large = image.resize((math.floor(size[0] * scale), math.floor(size[1] * scale)), Image.Resampling.BILINEAR)
+    assert large.width == width or large.height == height
+    array = np.asarray(large, dtype=np.float64)
+    top, left = round((large.height - height) / 2), round((large.width - width) / 2)
+    expected = array[top : top + height, left : left + width].transpose(2, 0, 1) / 127.5 - 1
+    pixels = to_pixels(image, bucket, "center")
+    assert pixels.shape == (3, height, width)
+    np.testing.assert_allclose(pixels.numpy(), expected, atol=1e-6)
+    squeezed = np.asarray(image.resize(bucket, Image.Resampling.BILINEAR), dtype=np.float64)
+    found = to_pixels(image, bucket, "none").numpy()
+    np.testing.assert_allclose(found, squeezed.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
+
+
+def test_a_random_rectangle_lies_at_its_place():
+    image = noise(7, 40, 30)  # as wide as the bucket: 15 rectangles of 16 rows lie below one another
+    whole = np.asarray(image, dtype=np.float32) / 127.5 - 1
+    for top, y in ((0.0, 0), (0.5, 7), (0.999999, 14)):
+        pixels = to_pixels(image, (40, 16), "random", 0.9, top)
+        np.testing.assert_allclose(pixels.numpy(), whole[y : y + 16].transpose(2, 0, 1), atol=1e-6)
 
 
 def test_all_places_of_a_random_crop_are_equally_likely():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from diffpref.models import sd
 from diffpref.train.config import DataConfig, ModelConfig
 from diffpref.types import Points
 
+MIXED = ((40, 40), (60, 36), (36, 60), (48, 48), (90, 30))  # of aspect ratio 1, 5/3, 3/5, 1 and 3
 SIDE = 32  # pixels; latents are 4 x 8 x 8
 CPU = torch.device("cpu")
 PROMPTS = ["a large red circle", "", "a small blue cross on the left, grey background"]
@@ -159,6 +161,17 @@ def make_pairs(count: int, **columns: list) -> list[PairRow]:
             "rejected": encoded(noise(2 * number + 1, SIDE, SIDE)),
         }
         rows.append(PairRow(**{**pair, **given}))
+    return rows
+
+
+def make_mixed(count: int, sizes: tuple[tuple[int, int], ...] = MIXED) -> list[PairRow]:
+    """Pairs of pictures of these sizes in turn, a pair's two of the same shape and not of the same scale."""
+    rows = []
+    for number, pair in enumerate(make_pairs(count)):
+        width, height = sizes[number % len(sizes)]
+        chosen = encoded(noise(2 * number, width, height))
+        rejected = encoded(noise(2 * number + 1, 2 * width, 2 * height))
+        rows.append(replace(pair, chosen=chosen, rejected=rejected))
     return rows
 
 

@@ -26,6 +26,7 @@ class Alone:
     """An accelerator of one process."""
 
     is_main_process: bool = True
+    num_processes: int = 1
 
     def wait_for_everyone(self) -> None:
         """Nobody to wait for."""
