@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support.datasets import encoded, make_images, noise, truncated_jpeg, write_rows
+from support.families import FAMILIES
 from support.tiny import MIXED, SIDE, load, make_direct, make_mixed, make_pairs, write_pairs
 
 from diffpref.data.dataset import Pictures, PreferenceDataset
@@ -21,8 +22,9 @@ from diffpref.data.pixels import to_pixels
 from diffpref.data.store import Store, build_store
 from diffpref.data.views import View, sampled
 from diffpref.errors import RunError, UserError
+from diffpref.models.loading import load_backbone
 from diffpref.models.sd import StableDiffusion
-from diffpref.train.config import DataConfig
+from diffpref.train.config import DataConfig, ModelConfig
 
 DATA = DataConfig(resolution=SIDE, buckets=True, bucket_step=8)  # (32, 32), (40, 24), (24, 40)
 ROOT = Path(__file__).parents[2]
@@ -279,6 +281,15 @@ class TestRefused:
         with pytest.raises(UserError) as caught:
             build_store(tmp_path / "store", dataset, backbone, data)
         assert str(caught.value) == message and not (tmp_path / "store").exists()
+
+    def test_a_bucket_beyond_the_networks_positions(self, tmp_path):
+        network = load_backbone(
+            ModelConfig(str(FAMILIES["sd3"](tmp_path / "sd3"))), torch.device("cpu"), torch.float32, trainable=False
+        )
+        refuse_sizes(network, replace(DATA, resolution=64, bucket_max_aspect=1.0))
+        with pytest.raises(UserError) as caught:
+            refuse_sizes(network, replace(DATA, resolution=64))
+        assert str(caught.value) == "data.bucket_max_aspect: 72 is above this network's 64"  # 64^2 / 56 = 73.1
 
     def test_a_step_of_one_shape_is_of_no_matter(self, backbone):
         refuse_sizes(backbone, replace(DATA, bucket_step=1, bucket_max_aspect=1.0))

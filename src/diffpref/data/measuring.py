@@ -54,15 +54,14 @@ class Buckets:
 
 def refuse_sizes(backbone: Backbone, data: DataConfig) -> None:
     """Raise UserError for a resolution, a step or a bucket that the family cannot take."""
-    sizes = bucket_sizes(data)
-    backbone.latent_shape(*sizes[0])
-    if len(sizes) > 1:
+    square, *others = bucket_sizes(data)
+    backbone.latent_shape(*square)
+    asked = [("bucket_step", (data.bucket_step, data.bucket_step))] if others else []
+    for key, size in [*asked, *(("bucket_max_aspect", size) for size in others)]:
         try:
-            backbone.latent_shape(data.bucket_step, data.bucket_step)
+            backbone.latent_shape(*size)
         except UserError as error:
-            raise UserError(f"data.bucket_step: {str(error).removeprefix('resolution: ')}") from error
-    for size in sizes:
-        backbone.latent_shape(*size)
+            raise UserError(f"data.{key}: {str(error).removeprefix('resolution: ')}") from error
 
 
 def assign_buckets(folder: Path, dataset: PreferenceDataset, data: DataConfig, shown: bool = True) -> Buckets:
