@@ -37,6 +37,7 @@ from diffpref.files import flush, sha256
 SHARD_BYTES, SHARD_SECONDS = 256 * 2**20, 120  # a shard is due when so much is together, or so old
 DTYPES = {"F16": "f2", "BOOL": "?", "U8": "u1", "I32": "i4", "I64": "i8", "U32": "u4"}  # safetensors' names
 KEY_BYTES = 32
+BLOCK_BYTES = 256 * 2**10  # of rows that are read together: what a processor's cache holds
 
 
 def key_of(text: str) -> bytes:
@@ -202,30 +203,38 @@ class _Shard:
         others = {name: part for name, part in parts.items() if name != "rows"}
         columns = {name: np.frombuffer(_read(file, at.first, at.stop), at.dtype) for name, at in others.items()}
         self._rows, count = parts["rows"], len(columns["sums"])
-        self.keys, self._sums = columns["keys"].reshape(count, KEY_BYTES), columns["sums"].tolist()
+        self.keys, self._sums = columns["keys"].reshape(count, KEY_BYTES), memoryview(columns["sums"])
         rest = self._rows.shape[1:]
         unit = self._rows.dtype.itemsize * math.prod(rest)
-        self.ends = unit * (columns["ends"] if "ends" in columns else np.arange(1, count + 1))
+        self._ends = memoryview(unit * (columns["ends"] if "ends" in columns else np.arange(1, count + 1)))
         self.form = (self._rows.dtype, (int(told["length"]), *rest) if "ends" in columns else rest)
         self.intact = np.ones(count, bool)
         self.intact[list(sidecar.lost)] = False
 
     @cached_property
-    def _bytes(self) -> np.ndarray:
-        """The file's bytes, mapped when first needed; torch's map, unlike numpy's, holds no open file."""
-        return torch.from_file(str(self.file), shared=False, size=self.size, dtype=torch.uint8).numpy()
+    def _bytes(self) -> memoryview:
+        """The rows' bytes, mapped when first needed; torch's map, unlike numpy's, holds no open file."""
+        mapped = torch.from_file(str(self.file), shared=False, size=self.size, dtype=torch.uint8).numpy()
+        return memoryview(mapped)[self._rows.first : self._rows.stop]
 
-    def copy_row(self, row: int, out: np.ndarray) -> bool:
-        """Copy a row's bytes to the beginning of `out`; False where they are not those that were written."""
-        start, stop = self.ends[row - 1] if row else 0, self.ends[row]
+    @property
+    def row_bytes(self) -> int:
+        """The size of a whole row."""
+        return self.form[0].itemsize * math.prod(self.form[1])
+
+    def copy_row(self, row: int, out: memoryview) -> bool:
+        """Fill `out` with a whole row's bytes; False where they are not those that were written."""
+        start, stop = self._ends[row - 1] if row else 0, self._ends[row]
         into = out[: stop - start]
-        into[:] = self._bytes[self._rows.first + start : self._rows.first + stop]
-        return zlib.crc32(into.data) == self._sums[row]
+        into[:] = self._bytes[start:stop]
+        if len(into) < len(out):
+            out[len(into) :] = bytes(len(out) - len(into))
+        return zlib.crc32(into) == self._sums[row]
 
     def lost(self) -> tuple[int, ...]:
         """The rows that are not what was written."""
-        room = np.empty(max(self.ends[0], np.diff(self.ends).max(initial=0)), np.uint8)
-        return tuple(row for row in range(len(self.ends)) if not self.copy_row(row, room))
+        room = memoryview(bytearray(self.row_bytes))
+        return tuple(row for row in range(len(self._ends)) if not self.copy_row(row, room))
 
 
 class Shards:
@@ -306,18 +315,29 @@ class Shards:
         return same
 
     def at(self, places: np.ndarray) -> Tensor:
-        """The rows at places from `find`, (n, ...) as stored; each is checked against its sum.
+        """The rows at places from `find`, (n, ...), fp32 but for masks and whole numbers; each checked against its sum.
 
+        They are copied and summed a few at a time, while the processor has them at hand, and then made fp32.
         Raises RunError for a row that is damaged; the next start makes it anew.
         """
-        dtype, shape = self._shards[int(places[0]) >> 32].form
-        out = np.zeros((len(places), dtype.itemsize * math.prod(shape)), np.uint8)
-        for row, place in zip(out, places.tolist(), strict=True):
-            shard = self._shards[place >> 32]
-            if not shard.copy_row(place & 0xFFFFFFFF, row):
-                _distrust(shard.file)
-                raise RunError(f"{shard.file} is damaged; start again (with --resume), and what it lacks is made anew")
-        return torch.from_numpy(out.reshape(-1).view(dtype).reshape(len(places), *shape))
+        first = self._shards[int(places[0]) >> 32]
+        dtype, shape = first.form
+        block = min(len(places), max(1, BLOCK_BYTES // first.row_bytes))
+        content = np.empty((block, first.row_bytes), np.uint8)
+        rooms = [memoryview(row) for row in content]
+        stored = torch.from_numpy(content.reshape(-1).view(dtype).reshape(block, *shape))
+        out = torch.empty(len(places), *shape, dtype=torch.float32 if stored.is_floating_point() else stored.dtype)
+        for start in range(0, len(places), block):
+            part = places[start : start + block].tolist()
+            for place, room in zip(part, rooms, strict=False):
+                shard = self._shards[place >> 32]
+                if not shard.copy_row(place & 0xFFFFFFFF, room):
+                    _distrust(shard.file)
+                    raise RunError(
+                        f"{shard.file} is damaged; start again (with --resume), and what it lacks is made anew"
+                    )
+            out[start : start + block] = stored[: len(part)]
+        return out
 
     def rows(self, keys: np.ndarray) -> Tensor:
         """The rows of keys (n, 32), as `at`; raises UserError for a key that is not stored."""

@@ -62,14 +62,13 @@ class Store:
     def read(self, views: list[View]) -> tuple[Tensor, set[int]]:
         """The unscaled latents (n, C, h, w) fp32 of views of rows that are not `bad`; all of them can be read."""
         places = self.places[[v.row for v in views], [v.side for v in views], [int(v.mirrored) for v in views]]
-        rows = self.latents.at(places).float()
+        rows = self.latents.at(places)
         return sampled(rows, views) if self.moments else rows, set()
 
     def prompts(self, prompts: list[str]) -> Cond:
         """Conditioning of n prompts, fp32 but for masks and whole numbers."""
         keys = as_keys([key_of(prompt) for prompt in prompts])
-        rows = {name: shards.rows(keys) for name, shards in self.text.items()}
-        return {name: part.float() if part.is_floating_point() else part for name, part in rows.items()}
+        return {name: shards.rows(keys) for name, shards in self.text.items()}
 
     @property
     def nbytes(self) -> int:
