@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,8 +25,8 @@ from diffpref.data.engine import (
     image_questions,
     is_main,
     ledger_of,
+    own_device,
 )
-from diffpref.data.engine.running import WORKER
 from diffpref.data.making import Making, making
 from diffpref.data.rules import Rule, Verdicts, verdicts
 from diffpref.data.schema import DatasetSummary, score_column
@@ -94,17 +93,7 @@ def score_stage(load: Once[Scorer]) -> Stage:
 
 
 def _load_here(name: str, device: str) -> Scorer:
-    return load_scorer(name, _own_device(device))
-
-
-def _own_device(device: str) -> str:
-    """The device of this worker or rank, where "cuda" alone is asked for."""
-    number = os.environ.get("LOCAL_RANK", os.environ.get(WORKER))
-    if device != "cuda" or number is None:
-        return device
-    import torch
-
-    return f"cuda:{int(number) % max(torch.cuda.device_count(), 1)}"
+    return load_scorer(name, own_device(device))
 
 
 def _say_of(load: Once[Scorer]) -> Say:
