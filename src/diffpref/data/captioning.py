@@ -31,7 +31,7 @@ from diffpref.data.engine import (
     is_main,
     ledger_of,
 )
-from diffpref.data.making import Making, making
+from diffpref.data.making import Making, making, whole_already
 from diffpref.data.schema import DatasetSummary, PairRow
 from diffpref.draws import draw_seed
 from diffpref.errors import UserError
@@ -60,6 +60,8 @@ def caption_dataset(
     not made again. batch: images that the captioner is given at once. None on ranks above 0. Raises UserError where
     `output` is taken or over 5% of the rows have broken images, which are left out.
     """
+    if not overwrite and (whole := whole_already(dataset, output, "caption", identity)):
+        return whole if is_main() else None
     running, ledger = running or Running(), ledger_of(dataset.path, (running or Running()).ledger)
     columns = [f"{side}_prompt" for side in dataset.sides]
     say = partial(_captions_of, Once(load), int(identity.get("seed", 0)))
@@ -102,13 +104,15 @@ def perturb_dataset(
     texts = dataset.texts
     if mode == "h" and not any(text for name in ("chosen_prompt", "rejected_prompt") for text in texts.get(name, [])):
         raise UserError(f"--mode h: {dataset.path} has no captions of images; `diffpref data caption` writes them")
+    options: Identity = {**identity, "mode": mode}
+    if not overwrite and (whole := whole_already(dataset, output, "perturb", options)):
+        return whole if is_main() else None
     running, ledger = running or Running(), ledger_of(dataset.path, (running or Running()).ledger)
     say = partial(_perturbed_of, Once(load), int(identity.get("seed", 0)))
     stage = Stage(f"perturb-{identity['perturber']}", identity, say, "text", batch)
     if not is_main():
         ask(stage, _questions(dataset, mode), dataset, ledger, running)
         return None
-    options: Identity = {**identity, "mode": mode}
     with making(dataset, output, "perturb", options, "pairs", dataset.score_columns(), overwrite) as made:
         answers = ask(stage, _questions(dataset, mode), dataset, ledger, running)
         asked = 0

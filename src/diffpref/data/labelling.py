@@ -27,7 +27,7 @@ from diffpref.data.engine import (
     ledger_of,
     own_device,
 )
-from diffpref.data.making import Making, making
+from diffpref.data.making import Making, making, whole_already
 from diffpref.data.rules import Rule, Verdicts, verdicts
 from diffpref.data.schema import DatasetSummary, score_column
 from diffpref.errors import UserError
@@ -70,11 +70,13 @@ def label_dataset(
             options[key] = f"{options[key]},{value}".removeprefix(",")
     if len({names[0] for names in columns}) < len(columns):
         raise UserError(f"--scorer: two scorers of one name ({options['scorer']}) would write one column")
+    made_with: dict[str, str | float] = {**options, **({"rule": rule} if rule else {})}
+    if not overwrite and (whole := whole_already(dataset, output, "label", made_with)):
+        return whole if is_main() else None
     if not is_main():
         _ask_all(dataset, stages, running)
         return None
     known = list(dict.fromkeys([*dataset.score_columns(), *(name for names in columns for name in names)]))
-    made_with: dict[str, str | float] = {**options, **({"rule": rule} if rule else {})}
     with making(dataset, output, "label", made_with, dataset.kind, known, overwrite) as made:
         answers = [each for each in _ask_all(dataset, stages, running) if each is not None]
         for stage, each in zip(stages, answers, strict=True):
@@ -152,9 +154,9 @@ def _write(made: Making, answers: list[Answers], columns: list[list[str]], rule:
             new = replace(new, label=label, margin=float(judged.margins[number]))
         made.keep(new)
     if judged:
-        made.options["labels_changed"] = int(changed)
+        made.outcome["labels_changed"] = int(changed)
         for names, scale in zip(columns, judged.scales, strict=True):
-            made.options[names[0].replace("chosen_score_", "scale_")] = float(scale)
+            made.outcome[names[0].replace("chosen_score_", "scale_")] = float(scale)
 
 
 def _judged(answers: list[Answers], rows: int, rule: Rule) -> Verdicts:

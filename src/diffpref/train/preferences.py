@@ -39,15 +39,15 @@ def open_dataset(config: Config, accelerator: Any) -> PreferenceDataset:
 
     The main process makes the embedded preferences; the others wait for it. Raises UserError.
     """
+    items = items_of(config)
+    if items == "pairs" and config.data.path == "embedded-experts":  # before thousands of images are scored
+        raise _needs_pairs(config, config.data.path)
     if accelerator.is_main_process:
         make_embedded(config)
     accelerator.wait_for_everyone()
-    dataset, items = PreferenceDataset.open(dataset_path(config), config.data.split), items_of(config)
+    dataset = PreferenceDataset.open(dataset_path(config), config.data.split)
     if items == "pairs" and dataset.kind != "pairs":
-        raise UserError(
-            f"data.path: {dataset.path} holds single images, but the objective {config.objective.name!r} on "
-            f"{config.points.name!r} points needs pairs (columns chosen and rejected)"
-        )
+        raise _needs_pairs(config, dataset.path)
     dataset = with_options(dataset, config.data, items)
     if items == "judged" and dataset.kind == "images":
         _refuse_one_sided(config, dataset)
@@ -85,6 +85,13 @@ def _encoded(config: Config, dataset: PreferenceDataset, backbone: Backbone, acc
     store = build_store(store_path(config), dataset, backbone, config.data, shown=main)  # by all processes together
     accelerator.wait_for_everyone()
     return store
+
+
+def _needs_pairs(config: Config, path: Path | str) -> UserError:
+    return UserError(
+        f"data.path: {path} holds single images, but the objective {config.objective.name!r} on "
+        f"{config.points.name!r} points needs pairs (columns chosen and rejected)"
+    )
 
 
 def _refuse_one_sided(config: Config, dataset: PreferenceDataset) -> None:
