@@ -25,7 +25,8 @@ from diffpref.data.dataset import PreferenceDataset, RowGroup
 from diffpref.data.images import BadImage, decode
 from diffpref.data.pixels import to_pixels
 from diffpref.data.prompts import warn_of_cut
-from diffpref.data.shards import Shards, TensorWriter, as_keys, key_of
+from diffpref.data.shard import TensorWriter
+from diffpref.data.shards import Shards, as_keys, key_of
 from diffpref.data.threads import groups
 from diffpref.data.views import View, sampled
 from diffpref.errors import RunError, UserError
@@ -34,7 +35,7 @@ from diffpref.train.config import DataConfig
 from diffpref.types import Backbone, Cond
 
 log = logging.getLogger("diffpref")
-VERSION = "2"  # raise it when the way from bytes to latents, or what a shard is, changes
+VERSION = "3"  # raise it when the way from bytes to latents, or what a shard is, changes
 IMAGE_BATCH, TEXT_BATCH = 16, 64
 
 
