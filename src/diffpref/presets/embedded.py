@@ -59,7 +59,7 @@ PRESETS = {
         train=replace(_DPO.train, learning_rate=2e-4),
     ),
     "embedded-sft": _method("sft", replace(_EXPERTS, points=Independent()), SFT(), learning_rate=5e-5),
-    "embedded-dcpo": _method("dcpo", _CAPTIONS),
+    "embedded-dcpo": _method("dcpo", _CAPTIONS, DPO(beta=200.0)),
     "embedded-dro": _method(
         "dro",
         replace(_EXPERTS, points=Replay(sampler="ddim", steps=10)),
