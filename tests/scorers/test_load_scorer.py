@@ -1,13 +1,17 @@
 """Scorers are found by name, and the embedded judge is one."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from diffpref.embedded import world
 from diffpref.embedded.judge import judge
 from diffpref.errors import UserError
-from diffpref.scorers.base import UnscorableError, load_scorer, scorer_names
+from diffpref.scorers.base import Reward, UnscorableError, identity_of, load_scorer, scorer_names
 
 
 def painting(place: int) -> tuple[Image.Image, str]:
@@ -46,3 +50,34 @@ def test_a_prompt_without_known_words_names_itself_and_its_place():
 def test_images_and_prompts_must_be_as_many():
     with pytest.raises(ValueError):
         load_scorer("embedded-judge")([painting(0)[0]], [])
+
+
+@dataclass(frozen=True)
+class Brightness:
+    """Prepares an image as the mean of its pixels."""
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return torch.tensor([np.asarray(image).mean() / 255])
+
+
+def test_a_reward_prepares_each_image_and_measures_them_together():
+    def measure(prepared: Sequence[torch.Tensor], prompts: Sequence[str]) -> torch.Tensor:
+        return torch.cat(list(prepared)) * torch.tensor([float(len(prompt)) for prompt in prompts])
+
+    reward = Reward("bright", {"weights": "none"}, Brightness(), measure)
+    white, black = (Image.new("RGB", (4, 4), colour) for colour in ("white", "black"))
+    assert reward([white, black], ["abc", "de"]) == [3.0, 0.0]
+    assert reward([], []) == []
+    assert reward.version != Reward("bright", {"weights": "other"}, Brightness(), measure).version
+    assert identity_of(reward) == {"scorer": "bright", "version": reward.version, "weights": "none"}
+    with pytest.raises(ValueError, match="1 images and 2 prompts"):
+        reward([white], ["a", "b"])
+
+
+def test_identity_of_a_scorer_that_tells_no_more():
+    assert identity_of(load_scorer("embedded-judge")) == {"scorer": "embedded-judge", "version": "1"}
+
+
+def test_weights_for_the_judge_are_refused():
+    with pytest.raises(UserError, match=r"embedded-judge=weights\.pt: the embedded judge has no weights"):
+        load_scorer("embedded-judge=weights.pt")

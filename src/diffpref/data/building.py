@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from diffpref.data.dataset import PreferenceDataset
-from diffpref.data.shards import KEY_BYTES
+from diffpref.data.shard import KEY_BYTES
 from diffpref.errors import UserError
 from diffpref.files import write_whole
 

@@ -27,7 +27,8 @@ from diffpref.data.images import BadImage, decode
 from diffpref.data.measuring import Buckets, assign_buckets, refuse_sizes
 from diffpref.data.pixels import to_pixels
 from diffpref.data.prompts import warn_of_cut
-from diffpref.data.shards import Shards, TensorWriter, as_keys, key_of
+from diffpref.data.shard import TensorWriter
+from diffpref.data.shards import Shards, as_keys, key_of
 from diffpref.data.views import View, sampled
 from diffpref.errors import RunError, UserError
 from diffpref.progress import Bar
@@ -35,7 +36,7 @@ from diffpref.train.config import DataConfig
 from diffpref.types import Backbone, Cond
 
 log = logging.getLogger("diffpref")
-VERSION = "2"  # raise it when the way from bytes to latents, or what a shard is, changes
+VERSION = "3"  # raise it when the way from bytes to latents, or what a shard is, changes
 IMAGE_BATCH, TEXT_BATCH = 16, 64
 THREADS = 4
 
@@ -71,14 +72,13 @@ class Store:
         """
         shards = self.latents[self.buckets.of([view.row for view in views])]
         places = self.places[[v.row for v in views], [v.side for v in views], [int(v.mirrored) for v in views]]
-        rows = shards.at(places).float()
+        rows = shards.at(places)
         return sampled(rows, views) if self.moments else rows, set()
 
     def prompts(self, prompts: list[str]) -> Cond:
         """Conditioning of n prompts, fp32 but for masks and whole numbers."""
         keys = as_keys([key_of(prompt) for prompt in prompts])
-        rows = {name: shards.rows(keys) for name, shards in self.text.items()}
-        return {name: part.float() if part.is_floating_point() else part for name, part in rows.items()}
+        return {name: shards.rows(keys) for name, shards in self.text.items()}
 
     @property
     def nbytes(self) -> int:

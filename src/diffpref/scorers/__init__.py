@@ -1,1 +1,4 @@
-"""Reward models: one module each, which exposes `load(device) -> Scorer`. The module's name is the scorer's name."""
+"""Reward models: one module each, which exposes `load(weights, device, precision) -> Scorer`, and their parts.
+
+The module's name is the scorer's name.
+"""

@@ -1,18 +1,28 @@
 """What a scorer is, and how one is found by its name."""
 
+from __future__ import annotations
+
 import hashlib
 import importlib
+import json
 import pkgutil
+import re
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, get_args, runtime_checkable
 
 from PIL import Image
 
 from diffpref import scorers
 from diffpref.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Precision = Literal["fp32", "fp16", "bf16"]
 
 
 @runtime_checkable
@@ -33,6 +43,46 @@ class Scorer(Protocol):
         ...
 
 
+@runtime_checkable
+class Prepare(Protocol):
+    """Turns an RGB image into a network's input. Equal ones do the same, so scorers of one pass share their work."""
+
+    def __call__(self, image: Image.Image) -> Tensor: ...
+
+    def __hash__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A reward model as a scorer: what it does to a single image apart from what its network says of a batch.
+
+    identity: all that its scores depend on (weights and their SHA-256, preprocessing, resize, precision ...).
+    measure: scores (n,) fp32 of n prepared images and their prompts.
+    """
+
+    name: str
+    identity: dict[str, str]
+    prepare: Prepare
+    measure: Callable[[Sequence[Tensor], Sequence[str]], Tensor]
+
+    @property
+    def version(self) -> str:
+        """Twelve digits that change with the identity."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:12]
+
+    def __call__(self, images: list[Image.Image], prompts: list[str]) -> list[float]:
+        """One score for each image and its prompt."""
+        if len(images) != len(prompts):
+            raise ValueError(f"{len(images)} images and {len(prompts)} prompts")
+        return self.measure([self.prepare(image) for image in images], prompts).tolist() if images else []
+
+
+def identity_of(scorer: Scorer) -> dict[str, str]:
+    """What is written beside a scorer's scores: its name, its version, and what that version stands for."""
+    own = getattr(scorer, "identity", {})
+    return {"scorer": scorer.name, "version": scorer.version, **own}
+
+
 class UnscorableError(UserError):
     """An image that a scorer cannot score; `place` is where it stands in the batch."""
 
@@ -42,23 +92,27 @@ class UnscorableError(UserError):
 
 
 def scorer_names() -> list[str]:
-    """The names that `load_scorer` knows."""
-    modules = (module.name for module in pkgutil.iter_modules(scorers.__path__))
-    return sorted(name.replace("_", "-") for name in modules if name != "base")
+    """The names that `load_scorer` knows: those of the modules, with `-` for `_`, and `.` for one before a digit."""
+    modules = (module.name for module in pkgutil.iter_modules(scorers.__path__) if not module.ispkg)
+    return sorted(re.sub(r"_(?=\d)", ".", name).replace("_", "-") for name in modules if name != "base")
 
 
-def load_scorer(name: str, device: str = "cpu") -> Scorer:
-    """Load the scorer of the module `name`, in which `-` stands for `_`, or of a Python file, if `name` ends in .py.
+def load_scorer(wanted: str, device: str = "cpu", precision: Precision = "fp32") -> Scorer:
+    """Load a scorer by its name, as `NAME=WEIGHTS` from weights of one's own, or from a Python file.
 
-    Such a file is the user's own code; like a module here, it has a function `load(device)`. Raises UserError with the
-    nearest right name for an unknown one, and for a file that gives no scorer.
+    WEIGHTS is a hub id, a folder or a file. A Python file is the user's own code and has a function `load(device)`.
+    precision: of the network's weights; scores are always fp32. Raises UserError with the nearest right name for an
+    unknown one, for weights that cannot be read or are not this scorer's, and for a file that gives no scorer.
     """
-    if name.endswith(".py"):
-        return _from_file(Path(name), device)
+    if wanted.endswith(".py"):
+        return _from_file(Path(wanted), device)
+    name, _, weights = wanted.partition("=")
     if name not in scorer_names():
         raise UserError(f"unknown scorer {name!r}: {nearest(name, scorer_names())}")
-    module = importlib.import_module(f"{scorers.__name__}.{name.replace('-', '_')}")
-    return module.load(device)
+    if precision not in get_args(Precision):
+        raise UserError(f"precision: {precision!r} is none of {', '.join(get_args(Precision))}")
+    module = importlib.import_module(f"{scorers.__name__}.{re.sub('[-.]', '_', name)}")
+    return module.load(weights or None, device, precision)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from PIL import Image
 
 from diffpref.embedded.judge import judge
-from diffpref.scorers.base import Scorer, UnscorableError
+from diffpref.errors import UserError
+from diffpref.scorers.base import Precision, Scorer, UnscorableError
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class EmbeddedJudge:
         return scores
 
 
-def load(device: str = "cpu") -> Scorer:
-    """The judge; it is NumPy and runs on the CPU whatever the device."""
+def load(weights: str | None = None, device: str = "cpu", precision: Precision = "fp32") -> Scorer:
+    """The judge; it is NumPy and runs on the CPU in full precision whatever is asked. Raises UserError for weights."""
+    if weights:
+        raise UserError(f"embedded-judge={weights}: the embedded judge has no weights")
     return EmbeddedJudge()

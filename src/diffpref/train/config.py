@@ -47,7 +47,8 @@ class DataConfig:
     """Which preferences are trained on, and how they are read."""
 
     path: str = "embedded"
-    """A dataset in the normal form (see `diffpref data import`), `embedded`, or `embedded-experts`."""
+    """A dataset in the normal form (see `diffpref data import`), `embedded`, `embedded-experts`, or
+    `embedded-expert-pairs`."""
     split: str = "train"
     """Which split of it."""
     holdout: float = 0.0
