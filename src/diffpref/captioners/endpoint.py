@@ -46,6 +46,7 @@ QUALITY = 95  # of the JPEG
 ABOUT_THE_IMAGE = (400, 413, 415, 422)  # statuses of a server that will not have this one request
 BUSY = (408, 425, 429)  # and every 5xx
 LONGEST_PAUSE = 60.0
+SEVERAL = 4
 SHOWN = 200  # characters of a server's own words
 
 
@@ -86,19 +87,27 @@ class Endpoint:
     address: str
     options: CaptionOptions
     key: str | None = field(repr=False)
+    worked: list[bool] = field(default_factory=list)  # not empty once there was a caption
 
     def __call__(
         self, images: Sequence[Image.Image], prompts: Sequence[str], draws: Sequence[int]
     ) -> list[str | NoCaption]:
         """One caption for each image, `batch_size` requests at a time, or why the server gives none.
 
-        Raises UserError where it refuses key, address or model, RunError where it stays busy, broken or silent.
+        Raises UserError where it refuses key, address, model or several images at once and none was captioned yet,
+        RunError where it stays busy, broken or silent.
         """
         with ThreadPoolExecutor(self.options.batch_size) as pool:
             try:
-                return list(pool.map(self._caption, images, prompts, draws))
+                said = list(pool.map(self._caption, images, prompts, draws))
             finally:
                 pool.shutdown(cancel_futures=True)
+        refused = [each.reason for each in said if isinstance(each, NoCaption)]
+        if len(refused) < len(said):
+            self.worked.append(True)
+        elif len(refused) >= SEVERAL and not self.worked:  # then it is the request that is wrong, not the images
+            raise UserError(f"{self.address} captions no image: {refused[0]}")
+        return said
 
     def _caption(self, image: Image.Image, prompt: str, draw: int) -> str | NoCaption:
         asked = self._question(image, prompt, draw)

@@ -51,7 +51,7 @@ class LabelArguments:
 
 @dataclass(frozen=True)
 class SelectArguments:
-    """Keep the images with the highest scores, as single images (Diffusion-DRO's experts)."""
+    """Keep the images with the highest scores, as single images (Diffusion-DRO's experts), or their pairs."""
 
     dataset: Annotated[Positional[Path], arg(metavar="DATASET")]
     """A dataset with scores, of pairs or single images."""
@@ -63,6 +63,8 @@ class SelectArguments:
     """How many images."""
     per_prompt: int = 0
     """At most so many images of a prompt; 0 sets no limit."""
+    pairs: bool = False
+    """Keep whole pairs, by the scores of their preferred images."""
     split: str = "train"
     """The split to read."""
     overwrite: bool = False
@@ -124,7 +126,10 @@ def run_select(arguments: list[str]) -> None:
         raise UserError(f"--per-prompt: {given.per_prompt} is not 0 or above")
     from diffpref.data.annotate import select_top
 
-    tell(given, select_top(opened(given), given.output, given.scorer, given.top, given.per_prompt, given.overwrite))
+    made = select_top(
+        opened(given), given.output, given.scorer, given.top, given.per_prompt, given.overwrite, given.pairs
+    )
+    tell(given, made)
 
 
 def run_pairs(arguments: list[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,9 +25,9 @@ from diffpref.data.engine import (
     image_questions,
     is_main,
     ledger_of,
+    own_device,
 )
-from diffpref.data.engine.running import WORKER
-from diffpref.data.making import Making, making
+from diffpref.data.making import Making, making, whole_already
 from diffpref.data.rules import Rule, Verdicts, verdicts
 from diffpref.data.schema import DatasetSummary, score_column
 from diffpref.errors import UserError
@@ -71,11 +70,13 @@ def label_dataset(
             options[key] = f"{options[key]},{value}".removeprefix(",")
     if len({names[0] for names in columns}) < len(columns):
         raise UserError(f"--scorer: two scorers of one name ({options['scorer']}) would write one column")
+    made_with: dict[str, str | float] = {**options, **({"rule": rule} if rule else {})}
+    if not overwrite and (whole := whole_already(dataset, output, "label", made_with)):
+        return whole if is_main() else None
     if not is_main():
         _ask_all(dataset, stages, running)
         return None
     known = list(dict.fromkeys([*dataset.score_columns(), *(name for names in columns for name in names)]))
-    made_with: dict[str, str | float] = {**options, **({"rule": rule} if rule else {})}
     with making(dataset, output, "label", made_with, dataset.kind, known, overwrite) as made:
         answers = [each for each in _ask_all(dataset, stages, running) if each is not None]
         for stage, each in zip(stages, answers, strict=True):
@@ -94,17 +95,7 @@ def score_stage(load: Once[Scorer]) -> Stage:
 
 
 def _load_here(name: str, device: str) -> Scorer:
-    return load_scorer(name, _own_device(device))
-
-
-def _own_device(device: str) -> str:
-    """The device of this worker or rank, where "cuda" alone is asked for."""
-    number = os.environ.get("LOCAL_RANK", os.environ.get(WORKER))
-    if device != "cuda" or number is None:
-        return device
-    import torch
-
-    return f"cuda:{int(number) % max(torch.cuda.device_count(), 1)}"
+    return load_scorer(name, own_device(device))
 
 
 def _say_of(load: Once[Scorer]) -> Say:
@@ -163,9 +154,9 @@ def _write(made: Making, answers: list[Answers], columns: list[list[str]], rule:
             new = replace(new, label=label, margin=float(judged.margins[number]))
         made.keep(new)
     if judged:
-        made.options["labels_changed"] = int(changed)
+        made.outcome["labels_changed"] = int(changed)
         for names, scale in zip(columns, judged.scales, strict=True):
-            made.options[names[0].replace("chosen_score_", "scale_")] = float(scale)
+            made.outcome[names[0].replace("chosen_score_", "scale_")] = float(scale)
 
 
 def _judged(answers: list[Answers], rows: int, rule: Rule) -> Verdicts:

@@ -31,7 +31,7 @@ is taken over at once. Claims save work and nothing else: without them two proce
 from diffpref.data.engine.hashing import image_questions
 from diffpref.data.engine.ledger import ledger_of
 from diffpref.data.engine.plan import Question
-from diffpref.data.engine.running import Answer, Answers, Running, ask, is_main
+from diffpref.data.engine.running import Answer, Answers, Running, ask, is_main, own_device
 from diffpref.data.engine.stage import Asked, Once, Refusal, Said, Say, Stage
 
 __all__ = [
@@ -49,4 +49,5 @@ __all__ = [
     "image_questions",
     "is_main",
     "ledger_of",
+    "own_device",
 ]
