@@ -14,6 +14,7 @@ COMMANDS = {
     "generate": "images for a prompt set",
     "score": "scores for folders of generated images",
     "compare": "a paired comparison of scored folders, with intervals and a page to look at",
+    "judge": "a model of images and text chooses between two folders' images, in both orders",
 }
 
 

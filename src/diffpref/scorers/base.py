@@ -97,27 +97,28 @@ def scorer_names() -> list[str]:
     return sorted(re.sub(r"_(?=\d)", ".", name).replace("_", "-") for name in modules if name != "base")
 
 
-def load_scorer(wanted: str, device: str = "cpu", precision: Precision = "fp32") -> Scorer:
+def load_scorer(wanted: str, device: str = "cpu", precision: Precision | None = None) -> Scorer:
     """Load a scorer by its name, as `NAME=WEIGHTS` from weights of one's own, or from a file of one's own.
 
     WEIGHTS is a hub id, a folder or a file; some scorers take a second such place after another `=`. A Python file is
     the user's own code and has a function `score(images, prompts)` or `load(device)`; a safetensors file is a linear
     head on CLIP's image features, and `HEAD.safetensors=CLIP` takes another CLIP than its metadata tell.
-    precision: of the network's weights; scores are always fp32. Raises UserError with the nearest right name for an
-    unknown one, for weights that cannot be read or are not this scorer's, and for a file that gives no scorer.
+    precision: of the network's weights, None for the scorer's own (fp32, but bf16 for HPSv3); scores are always fp32.
+    Raises UserError with the nearest right name for an unknown one, for weights that cannot be read or are not this
+    scorer's, and for a file that gives no scorer.
     """
     if wanted.endswith(".py"):
         return _from_file(Path(wanted), device)
     name, _, weights = wanted.partition("=")
-    if precision not in get_args(Precision):
+    if precision not in (None, *get_args(Precision)):
         raise UserError(f"precision: {precision!r} is none of {', '.join(get_args(Precision))}")
     if name.endswith(".safetensors"):
         heads = importlib.import_module(f"{scorers.__name__}.parts.heads")
-        return heads.load_head(Path(name), _own_name(Path(name)), weights or None, device, precision)
+        return heads.load_head(Path(name), _own_name(Path(name)), weights or None, device, precision or "fp32")
     if name not in scorer_names():
         raise UserError(f"unknown scorer {name!r}: {nearest(name, scorer_names())}")
     module = importlib.import_module(f"{scorers.__name__}.{re.sub('[-.]', '_', name)}")
-    return module.load(weights or None, device, precision)
+    return module.load(weights or None, device, *((precision,) if precision else ()))
 
 
 @dataclass(frozen=True)

@@ -32,13 +32,13 @@ class ClipPixels:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """(3, size, size) fp32."""
-        image = _rgb(image)
+        image = rgb(image)
         width, height = image.size
         short = min(width, height)
         wide, high = (self.size if side == short else int(self.size * side / short) for side in (width, height))
         image = image.resize((wide, high), Image.Resampling.BICUBIC)
         left, top = self._cut(wide), self._cut(high)
-        return _normal(_tensor(image.crop((left, top, left + self.size, top + self.size))))
+        return normal(tensor(image.crop((left, top, left + self.size, top + self.size))))
 
     def _cut(self, side: int) -> int:
         rest = side - self.size
@@ -62,31 +62,33 @@ class PaddedPixels:
         """(3, size, size) fp32."""
         from torch.nn.functional import interpolate, pad
 
-        pixels = _tensor(_rgb(image))
+        pixels = tensor(rgb(image))
         scale = self.size / max(pixels.shape[1:])
         high, wide = (max(1, round(side * scale)) for side in pixels.shape[1:])
         if (high, wide) != tuple(pixels.shape[1:]):
             pixels = interpolate(pixels[None], (high, wide), mode="bicubic", align_corners=False, antialias=True)[0]
         left, top = (self.size - wide) // 2, (self.size - high) // 2
-        return _normal(pad(pixels, (left, self.size - wide - left, top, self.size - high - top)))
+        return normal(pad(pixels, (left, self.size - wide - left, top, self.size - high - top)))
 
     def __str__(self) -> str:
         kind = "bicubic on floats, antialias, unclamped"
         return f"RGB, {kind}, longer side {self.size}, filled with black, CLIP mean and deviation"
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def rgb(image: Image.Image) -> Image.Image:
+    """An image as RGB."""
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _tensor(image: Image.Image) -> Tensor:
+def tensor(image: Image.Image) -> Tensor:
     """(3, height, width) fp32 in [0, 1]."""
     import torch
 
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div_(255)
 
 
-def _normal(pixels: Tensor) -> Tensor:
+def normal(pixels: Tensor) -> Tensor:
+    """Pixels in [0, 1] with CLIP's mean and deviation taken out."""
     import torch
 
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
