@@ -122,7 +122,7 @@ def test_an_image_that_is_refused_has_no_caption(server, pauses):
 def test_a_server_that_refuses_everything_from_the_start_stops(server):
     server.reply = lambda number, body: (400, {}, b"unknown parameter")
     whole = captioner(server)
-    with pytest.raises(UserError, match=r"captions no image: refused, 400 Bad Request: unknown parameter$"):
+    with pytest.raises(UserError, match=r"answers about no image: refused, 400 Bad Request: unknown parameter$"):
         ask(whole, 4)
     assert len(ask(whole, 3)) == 3  # so few may all be bad
     server.reply = lambda number, body: (200, {}, completion("fine"))

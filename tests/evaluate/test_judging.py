@@ -178,7 +178,7 @@ def test_folders_that_do_not_pair(folders: tuple[Path, Path]):
     with pytest.raises(UserError, match=r"tuned lacks image 1"):
         paired(b, a)
     write_rows(b, [*rows[:-1], rows[-1] | {"seed": 99}])
-    with pytest.raises(UserError, match="has seed 6 in .* and 99 in"):
+    with pytest.raises(UserError, match=r"has seed 6 in .* and 99 in"):
         paired(a, b)
     write_rows(b, [*rows, rows[0]])
     with pytest.raises(UserError, match=r"line 13: image 0 of the prompt 'prompt 0' is listed twice"):

@@ -1,13 +1,13 @@
 """Writes hpsv3.json: what HPSv3's own code says with tiny weights that are random from a fixed stream.
 
-It runs in an environment of its own: torch 2.13.0, numpy, pillow, and without their dependencies transformers 4.45.2 (to
-which hpsv3 1.0.0 is pinned), tokenizers 0.20.3 and huggingface-hub 0.27.1.
+It runs in an environment of its own: torch 2.13.0, numpy, pillow, and without their dependencies transformers 4.45.2
+(to which hpsv3 1.0.0 is pinned), tokenizers 0.20.3 and huggingface-hub 0.27.1.
 
     PYTHONPATH=tests python tests/golden/make_hpsv3.py PACKAGE
 
-PACKAGE is the folder `hpsv3` of the published wheel hpsv3 1.0.0. Of its files only the network's class, the functions that
-resize an image and the instruction are run, for the files themselves need training libraries. The network goes to bf16 as
-in the package and its weights back to fp32, which leaves the rotary frequencies as the package has them.
+PACKAGE is the folder `hpsv3` of the published wheel hpsv3 1.0.0. Of its files only the network's class, the functions
+that resize an image and the instruction are run, for the files themselves need training libraries. The network goes to
+bf16 as in the package and its weights back to fp32, which leaves the rotary frequencies as the package has them.
 """
 
 import ast
@@ -18,7 +18,7 @@ import math
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from PIL import Image
@@ -46,11 +46,9 @@ def parts(file: Path, names: set[str], known: dict[str, Any]) -> dict[str, Any]:
 
 def network(package: Path, mark: int) -> tuple[Any, dict[str, list[int]]]:
     """The official network with our weights, and their shapes."""
-    from typing import List, Optional  # noqa: UP035 - the names that the class uses
-
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-    known = {"torch": torch, "nn": torch.nn, "List": List, "Optional": Optional}
+    known = {"torch": torch, "nn": torch.nn, "List": list, "Optional": Optional}
     known["Qwen2VLForConditionalGeneration"] = Qwen2VLForConditionalGeneration
     kind = parts(package / "model" / "qwen2vl_trainer.py", {"Qwen2VLRewardModelBT"}, known)["Qwen2VLRewardModelBT"]
     config = Qwen2VLConfig(**given.config(), pad_token_id=len(given.symbols()))
@@ -70,7 +68,9 @@ def main() -> None:
     text = parts(package / "dataset" / "data_collator_qwen.py", names, {})
     names = {"IMAGE_FACTOR", "MIN_PIXELS", "MAX_PIXELS", "MAX_RATIO", "fetch_image", "smart_resize"}
     names |= {f"{each}_by_factor" for each in ("round", "ceil", "floor")}
-    fetch = parts(package / "dataset" / "utils.py", names, {"math": math, "torch": torch, "Image": Image})["fetch_image"]
+    fetch = parts(package / "dataset" / "utils.py", names, {"math": math, "torch": torch, "Image": Image})[
+        "fetch_image"
+    ]
     with tempfile.TemporaryDirectory() as name:
         tokenizer = Qwen2TokenizerFast.from_pretrained(given.write_tokenizer(Path(name)))
     tokenizer.add_special_tokens({"additional_special_tokens": [given.MARK]})

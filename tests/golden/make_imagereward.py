@@ -6,7 +6,8 @@ fairscale 0.4.13 and torchvision 0.29.1.
 
     PYTHONPATH=tests:CHECKOUT python tests/golden/make_imagereward.py full
 
-Without `full` the weights of full size, which need 6 GB of memory, are left out. CHECKOUT is github.com/THUDM/ImageReward; its package is imported but for its own __init__, which needs datasets.
+Without `full` the weights of full size, which need 6 GB of memory, are left out. CHECKOUT is
+github.com/THUDM/ImageReward; its package is imported but for its own __init__, which needs datasets.
 """
 
 import importlib

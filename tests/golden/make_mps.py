@@ -5,8 +5,8 @@ tokenizers 0.21.0, huggingface-hub 0.27.1 and einops 0.8.2.
 
     PYTHONPATH=tests:CHECKOUT python tests/golden/make_mps.py
 
-CHECKOUT is github.com/Kwai-Kolors/MPS. Its forward takes an image twice as large as we give it (two images a prompt); the
-same image is given as both. It halves the precision, which is left out here, for the weights are fp32.
+CHECKOUT is github.com/Kwai-Kolors/MPS. Its forward takes two images of a prompt: the same one is given as both. It
+halves the precision, which is left out here, for the weights are fp32.
 """
 
 import importlib.metadata

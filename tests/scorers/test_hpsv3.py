@@ -94,7 +94,8 @@ def test_patches_are_those_of_transformers():
 
 
 @pytest.mark.parametrize(
-    ("size", "sides"), [((448, 448), (448, 448)), ((1024, 1024), (448, 448)), ((100, 60), (588, 364)), ((9000, 10), None)]
+    ("size", "sides"),
+    [((448, 448), (448, 448)), ((1024, 1024), (448, 448)), ((100, 60), (588, 364)), ((9000, 10), None)],
 )
 def test_sides(size: tuple[int, int], sides: tuple[int, int] | None):
     found = qwen.QwenPixels(hpsv3.PIXELS).sides(*size)

@@ -61,9 +61,7 @@ def test_golden_scores_at_full_size(tmp_path: Path):
     assert scores(scorer, CAPTIONS[:2]) == pytest.approx(torch.tensor(golden["scores"]), abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    "change", [{"num_attention_heads": 8}, {"layer_norm_eps": 1e-2}, {"num_attention_heads": 12}]
-)
+@pytest.mark.parametrize("change", [{"num_attention_heads": 8}, {"layer_norm_eps": 1e-2}, {"num_attention_heads": 12}])
 def test_other_heads_or_norms_would_be_noticed(change: dict, folder: Path, tmp_path: Path):
     make_imagereward(tmp_path, torch.load(folder / "ImageReward.pt"))
     (tmp_path / "med_config.json").write_text(json.dumps(med_config() | change))
@@ -102,7 +100,7 @@ def test_a_batch_of_32_scores_as_32_batches_of_one(folder: Path):
 def test_bf16_weights_end_in_fp32(folder: Path):
     full, half = load(folder), load(folder, precision="bf16")
     moved = (scores(full, CAPTIONS) - scores(half, CAPTIONS)).abs()
-    assert 0 < moved.max() < 0.1
+    assert 0 < moved.max() < 0.3  # of scores that spread by more than a whole
     assert any(torch.tensor(score).bfloat16().item() != score for score in half(PICTURES, CAPTIONS[:3]))
     assert full.version != half.version
 

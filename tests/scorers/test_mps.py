@@ -90,7 +90,10 @@ def test_the_identity_tells_all_that_scores_depend_on(folder: Path):
     ("change", "message"),
     [
         ({"mps.model.visual_projection.weight": None}, "does not fit CLIP patches.*the first visual_projection.weight"),
-        ({"mps.cross_model.layers.1.1.fn.attn_out.weight": None}, "cross_model.*missing, the first layers.1.1.attn_out"),
+        (
+            {"mps.cross_model.layers.1.1.fn.attn_out.weight": None},
+            "cross_model.*missing, the first layers.1.1.attn_out",
+        ),
         ({"mps.cross_model.layers.0.0.fn.to_q.weight": None}, "has no layers.0.0.fn.to_q.weight"),
         ({"mps.head.weight": torch.zeros(2)}, "the key mps.head.weight is of no part of it"),
         ({"mps.cross_model.layers.0.1.fn.ff_out.1.weight": torch.zeros(16, 9)}, r"shape \(16, 9\), where \(16, 64\)"),

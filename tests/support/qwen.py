@@ -15,8 +15,9 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<
 SPECIAL += ["<|image_pad|>", "<|video_pad|>"]
 MARK = "<|Reward|>"
 SEED = 9
-WORDS = """ image overall quality visual evaluate prompt textual human score rating alignment should relevance consistency
- elements style attribute detail system helpful assistant user subject the and any such with match description"""
+WORDS = """ image overall quality visual evaluate prompt textual human score rating alignment should relevance
+ consistency elements style attribute detail system helpful assistant user subject the and any such with match
+ description"""
 CAPTIONS = ["a photo of the cat", "A RED dog & <b>blue</b> {sky}, 猫!", ""]
 SIZES = [(224, 224), (300, 500), (640, 100)]
 

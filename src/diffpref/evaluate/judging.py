@@ -133,8 +133,8 @@ def judge_folders(
     """Ask a judge of every pair in both orders what it was not asked before, and count.
 
     identity: what its answers depend on; answers are kept by it in the folder `ledger`. The judge is loaded only where
-    there is something to ask. seed: of draws. Raises UserError where the folders do not pair, and RunError where no pair
-    is left to count.
+    there is something to ask. seed: of draws. Raises UserError where the folders do not pair, and RunError where no
+    pair is left to count.
     """
     pairs = paired(folder_a, folder_b)
     sums = {image.file: sha256(image.file) for pair in pairs for image in pair}
@@ -154,7 +154,9 @@ def judge_folders(
         counted.append(a.prompt)
         verdicts.append(read)
     if not verdicts:
-        raise RunError(f"no verdict in {len(pairs)} pairs: {unread} without a readable answer, {lost} with an image broken")
+        raise RunError(
+            f"no verdict in {len(pairs)} pairs: {unread} without a readable answer, {lost} with an image broken"
+        )
     return _judgement(folder_a, folder_b, dict(identity), counted, verdicts, unread, lost, asked)
 
 

@@ -3,10 +3,10 @@
 Image tokens attend to those words of the caption that resemble a fixed list of what people look at. The score is the
 logit scale times the cosine between the image's first token after that and the caption.
 
-Two things differ from the published code. It divides words' likeness by the greatest of the whole batch, so that a score
-depends on its neighbours; here each caption has its own greatest, as there in a batch of one. It computes in fp16; here
-in the precision that is asked for. The published checkpoint is a pickled module, which is code and is refused: weights
-come from RE-N-Y/mpsv1, the same as safetensors, whose own code resizes tensors where the published one uses
+Two things differ from the published code. It divides words' likeness by the greatest of the whole batch, so that a
+score depends on its neighbours; here each caption has its own greatest, as there in a batch of one. It computes in
+fp16; here in the precision that is asked for. The published checkpoint is a pickled module, which is code and is
+refused: weights come from RE-N-Y/mpsv1, the same as safetensors, whose own code resizes tensors where the published one uses
 transformers' image processor, as here.
 """
 
@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from diffpref.errors import UserError, first_line
 from diffpref.scorers.base import Precision, Reward, Scorer
@@ -83,7 +83,7 @@ def load(weights: str | None = None, device: str = "cpu", precision: Precision =
     identity = {
         "weights": files.label(file, total, {}, NAME),
         "sha256": total,
-        "architecture": f"{_shown(config)}, {len(cross.layers)} cross layers of {_heads(cross)} heads",
+        "architecture": f"{_shown(config)}, {len(cross.layers)} cross layers of {cross.heads} heads",
         "precision": precision,
         "preprocessing": str(prepare),
         "text": f"{tokens}, filled up by ends",
@@ -141,11 +141,6 @@ def _cross(width: int, state: Mapping[str, Tensor], what: str, dtype: object, de
     if first is None:
         raise UserError(f"{what} has no layers.0.0.fn.to_q.weight")
     return files.build(lambda: CrossModel(width, len(layers), len(first) // HEAD_WIDTH), state, what, dtype, device)
-
-
-def _heads(cross: CrossModel) -> int:
-    first, _ = cast("Sequence[object]", cross.layers[0])
-    return getattr(first, "heads")
 
 
 def _words(place: str) -> str:

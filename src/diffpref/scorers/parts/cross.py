@@ -16,6 +16,7 @@ GROWTH = 4  # of the layer within each feed-forward part
 BASE = 10_000.0  # of the rotary frequencies
 
 Tokens = Float[Tensor, "n tokens width"]
+Words = Float[Tensor, "n words width"]
 Bias = Float[Tensor, "n 1 words"]
 
 
@@ -34,7 +35,7 @@ class CrossAttention(nn.Module):
             nn.Linear(width, 2 * inner, bias=False), nn.Identity(), nn.Linear(inner, width, bias=False)
         )
 
-    def forward(self, tokens: Tokens, words: Tokens, bias: Bias) -> Tokens:
+    def forward(self, tokens: Tokens, words: Words, bias: Bias) -> Tokens:
         """What is added to the tokens. bias: 0 for words that are seen, -inf for the others."""
         normal = self.norm(tokens)
         keys, values = self.to_kv(words).chunk(2, dim=-1)
@@ -66,11 +67,12 @@ class CrossModel(nn.Module):
 
     def __init__(self, width: int, layers: int, heads: int) -> None:
         super().__init__()
+        self.heads = heads
         self.layers = nn.ModuleList(
             nn.ModuleList([CrossAttention(width, heads), SelfAttention(width, heads)]) for _ in range(layers)
         )
 
-    def forward(self, tokens: Tokens, words: Tokens, bias: Bias) -> Tokens:
+    def forward(self, tokens: Tokens, words: Words, bias: Bias) -> Tokens:
         """The tokens of an image after all layers."""
         for layer in self.layers:
             cross, own = layer.children()
