@@ -55,8 +55,11 @@ def test_golden_scores_of_the_official_code(scorer: Reward):
 
 
 def test_a_grid_of_positions_or_exact_frequencies_would_be_noticed(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    made: list[Any] = []
+    build = qwen.build_network
+    monkeypatch.setattr(qwen, "build_network", lambda *inputs: made.append(build(*inputs)) or made[0])
     exact = load(folder)
-    network = next(cell.cell_contents for cell in exact.measure.__closure__ if hasattr(cell.cell_contents, "visual"))
+    network = made[0]
     rotary = network.language_model.rotary_emb
     width = 2 * len(rotary.inv_freq)
     rotary.inv_freq.copy_(1e6 ** -(torch.arange(0, width, 2) / width))

@@ -3,8 +3,8 @@
 The model reads the image, a fixed instruction and the caption, and the head reads the state at the instruction's mark.
 It gives a mean and a deviation; the mean is the score. Two things are the published model's own and no other
 Qwen2-VL's: every token's position is its place in the row, on all three axes, where transformers would give an image's
-tokens a grid; and rotary frequencies are bf16's. The published weights are bf16, so that is the precision unless another is
-asked for: 16 GB, twice that in fp32.
+tokens a grid; and rotary frequencies are bf16's. The published weights are bf16, so that is the precision unless
+another is asked for: 16 GB, twice that in fp32.
 
 Marks within a caption, which the published code takes for an image or for the place of the score, are left out here.
 """

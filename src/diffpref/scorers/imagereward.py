@@ -81,11 +81,11 @@ def _tower(config: object) -> str:
 
 
 def _beside(place: str, file: Path) -> Path | None:
-    """The med_config.json beside local weights, or that of the hub."""
+    """The med_config.json beside local weights, or that of a hub id; none for the published weights, which are known."""
+    if not Path(place).exists():
+        return files.look(place, ["med_config.json"], NAME)
     beside = file.parent / "med_config.json"
-    if place and Path(place).exists():
-        return beside if beside.is_file() else None
-    return files.look(place or HOME, ["med_config.json"], NAME)
+    return beside if place and beside.is_file() else None
 
 
 def _words(place: str) -> str:

@@ -6,8 +6,8 @@ logit scale times the cosine between the image's first token after that and the 
 Two things differ from the published code. It divides words' likeness by the greatest of the whole batch, so that a
 score depends on its neighbours; here each caption has its own greatest, as there in a batch of one. It computes in
 fp16; here in the precision that is asked for. The published checkpoint is a pickled module, which is code and is
-refused: weights come from RE-N-Y/mpsv1, the same as safetensors, whose own code resizes tensors where the published one uses
-transformers' image processor, as here.
+refused: weights come from RE-N-Y/mpsv1, the same as safetensors, whose own code resizes tensors where the published
+one uses transformers' image processor, as here.
 """
 
 from __future__ import annotations
