@@ -81,7 +81,7 @@ def _tower(config: object) -> str:
 
 
 def _beside(place: str, file: Path) -> Path | None:
-    """The med_config.json beside local weights, or that of a hub id; none for the published weights, which are known."""
+    """The med_config.json beside local weights, or that of a hub id; none for the published ones, which are known."""
     if not Path(place).exists():
         return files.look(place, ["med_config.json"], NAME)
     beside = file.parent / "med_config.json"
