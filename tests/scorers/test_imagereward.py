@@ -51,7 +51,6 @@ def test_golden_scores_of_the_official_code(folder: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("full" not in GOLDEN, reason="made without the weights of full size")
 def test_golden_scores_at_full_size(tmp_path: Path):
     golden = GOLDEN["full"]
     make_imagereward(tmp_path, filled(shapes(golden), GOLDEN["seed"]))
