@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffpref.errors import UserError
 from diffpref.scorers.base import Precision, Reward, Scorer
@@ -48,7 +48,8 @@ def load(weights: str | None = None, device: str = "cpu", precision: Precision =
     what = f"{NAME}: {file} is no HPSv3"
     state, head_state = qwen.parted(files.read(file, NAME), HEAD, what)
     network = qwen.build_network(state, qwen.read_config(file, NAME), chat, what, dtype, device)
-    head = _head(head_state, network.config.text_config.hidden_size, what, device)
+    text: Any = network.config.text_config
+    head = _head(head_state, text.hidden_size, what, device)
     reward = chat.number(MARK)
 
     def measure(prepared: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
@@ -68,7 +69,6 @@ def load(weights: str | None = None, device: str = "cpu", precision: Precision =
 
     total = files.digest(file)
     prepare = qwen.QwenPixels(PIXELS)
-    text = network.config.text_config
     identity = {
         "weights": files.label(file, total, {}, NAME),
         "sha256": total,

@@ -60,7 +60,7 @@ def load(weights: str | None = None, device: str = "cpu", precision: Precision =
             return (head(states.last_hidden_state[:, 0].float()) - MEAN) / DEVIATION
 
     total = files.digest(file)
-    prepare = ClipPixels("even", vision.config.image_size)
+    prepare = ClipPixels("even", blip.side(vision))
     identity = {
         "weights": files.label(file, total, {}, NAME),
         "sha256": total,

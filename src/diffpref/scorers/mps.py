@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffpref.errors import UserError, first_line
 from diffpref.scorers.base import Precision, Reward, Scorer
@@ -26,8 +26,9 @@ from diffpref.scorers.parts.clip import LAION_H, VIT_H
 from diffpref.scorers.parts.pixels import ClipPixels
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
-    from transformers import CLIPConfig, CLIPModel
+    from transformers import CLIPModel
 
     from diffpref.scorers.parts.cross import CrossModel
 
@@ -92,7 +93,7 @@ def load(weights: str | None = None, device: str = "cpu", precision: Precision =
     return Reward(NAME, identity, prepare, measure)
 
 
-def _config(file: Path) -> CLIPConfig:
+def _config(file: Path) -> Any:
     """The published sizes, or those of a config.json of a CLIP beside the weights. Raises UserError."""
     from transformers import CLIPConfig
 
@@ -104,7 +105,7 @@ def _config(file: Path) -> CLIPConfig:
         raise UserError(f"{NAME}: {beside} is no configuration of a CLIP model: {first_line(error)}") from error
 
 
-def _shown(config: CLIPConfig) -> str:
+def _shown(config: Any) -> str:
     vision, words = config.vision_config, config.text_config
     towers = (f"{each.hidden_size}x{each.num_hidden_layers}/{each.num_attention_heads}" for each in (vision, words))
     return f"CLIP patches of {vision.patch_size} in {vision.image_size}, vision and text {' and '.join(towers)}"
@@ -126,13 +127,13 @@ def _parted(state: Mapping[str, Tensor], what: str) -> tuple[dict[str, Tensor], 
     return clip, cross
 
 
-def _clip(config: object, state: Mapping[str, Tensor], what: str, dtype: object, device: str) -> CLIPModel:
+def _clip(config: Any, state: Mapping[str, Tensor], what: str, dtype: torch.dtype, device: str) -> CLIPModel:
     from transformers import CLIPModel
 
     return files.build(lambda: CLIPModel(config), state, what, dtype, device)
 
 
-def _cross(width: int, state: Mapping[str, Tensor], what: str, dtype: object, device: str) -> CrossModel:
+def _cross(width: int, state: Mapping[str, Tensor], what: str, dtype: torch.dtype, device: str) -> CrossModel:
     """The cross model, whose number of layers and heads its weights tell."""
     from diffpref.scorers.parts.cross import HEAD_WIDTH, CrossModel
 

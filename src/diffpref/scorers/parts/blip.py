@@ -110,6 +110,11 @@ def build_vision(state: Mapping[str, Tensor], what: str, dtype: torch.dtype, dev
     return weights.build(lambda: BlipVisionModel(config), state, what, dtype, device)
 
 
+def side(vision: Any) -> int:
+    """The side in pixels of a vision model's images."""
+    return vision.config.image_size
+
+
 def build_text(
     state: Mapping[str, Tensor], med: Mapping[str, Any], width: int, what: str, dtype: torch.dtype, device: str
 ) -> BlipTextModel:
