@@ -57,7 +57,7 @@ class Evaluate:
     """Images scored at once."""
     device: str = "auto"
     """Where the reward models run: `auto` takes the GPU if there is one."""
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    precision: Literal["fp32", "fp16", "bf16"] | None = None
     """Of the reward models' weights; scores are always fp32."""
     json: Annotated[bool, FlagCreatePairsOff] = False
     """Print the result as one JSON object."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from diffpref.data.dataset import PreferenceDataset
 from diffpref.data.engine import Answers, Running, is_main, ledger_of
-from diffpref.data.making import Making, making
+from diffpref.data.making import Making, making, whole_already
 from diffpref.data.rules import Rule, Verdicts, verdicts
 from diffpref.data.schema import DatasetSummary, score_column
 from diffpref.data.scoring import LoadScorer, loaded_once, score_all
@@ -35,15 +35,20 @@ def label_dataset(
     if rule and dataset.kind != "pairs":
         raise UserError(f"--rule: {dataset.path} holds single images, and a rule labels pairs; `data pairs` makes them")
     once, ledger = loaded_once(scorers), ledger_of(dataset.path, running.ledger)
-    if not is_main():
-        score_all(dataset, once, ledger, running)
-        return None
     columns = [[score_column(side, load().name) for side in dataset.sides] for load in once]
     if len({names[0] for names in columns}) < len(columns):
         raise UserError(f"--scorer: two scorers would write one column: {', '.join(names[0] for names in columns)}")
-    options = {"scorer": ",".join(load().name for load in once), "version": ",".join(load().version for load in once)}
+    made_with: dict[str, str | float] = {
+        "scorer": ",".join(load().name for load in once),
+        "version": ",".join(load().version for load in once),
+        **({"rule": rule} if rule else {}),
+    }
+    if not overwrite and (whole := whole_already(dataset, output, "label", made_with)):
+        return whole if is_main() else None
+    if not is_main():
+        score_all(dataset, once, ledger, running)
+        return None
     known = list(dict.fromkeys([*dataset.score_columns(), *(name for names in columns for name in names)]))
-    made_with: dict[str, str | float] = {**options, **({"rule": rule} if rule else {})}
     with making(dataset, output, "label", made_with, dataset.kind, known, overwrite) as made:
         _write(made, score_all(dataset, once, ledger, running) or [], columns, rule)
     return made.summary()
@@ -71,9 +76,9 @@ def _write(made: Making, answers: list[Answers], columns: list[list[str]], rule:
             new = replace(new, label=label, margin=float(judged.margins[number]))
         made.keep(new)
     if judged:
-        made.options["labels_changed"] = int(changed)
+        made.outcome["labels_changed"] = int(changed)
         for names, scale in zip(columns, judged.scales, strict=True):
-            made.options[names[0].replace("chosen_score_", "scale_")] = float(scale)
+            made.outcome[names[0].replace("chosen_score_", "scale_")] = float(scale)
 
 
 def _judged(answers: list[Answers], rows: int, rule: Rule) -> Verdicts:

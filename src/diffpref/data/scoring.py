@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,9 +11,20 @@ from pathlib import Path
 
 from PIL import Image
 
-from diffpref.data.engine import Answers, Asked, Captioned, Once, Refusal, Running, Said, Say, Stage, ask_all
+from diffpref.data.engine import (
+    Answers,
+    Asked,
+    Captioned,
+    Once,
+    Refusal,
+    Running,
+    Said,
+    Say,
+    Stage,
+    ask_all,
+    own_device,
+)
 from diffpref.data.engine.hashing import image_questions
-from diffpref.data.engine.running import WORKER
 from diffpref.errors import UserError
 from diffpref.scorers.base import Precision, Prepare, Reward, Scorer, UnscorableError, identity_of, load_scorer
 
@@ -29,7 +39,7 @@ def names_of(wanted: str) -> list[str]:
     return names
 
 
-def scorers_named(names: str, device: str, precision: Precision = "fp32") -> list[LoadScorer]:
+def scorers_named(names: str, device: str, precision: Precision | None = None) -> list[LoadScorer]:
     """What loads the scorers of a list with commas; several workers or ranks on "cuda" take a device each."""
     return [partial(_load_here, name, device, precision) for name in names_of(names)]
 
@@ -69,18 +79,8 @@ def score_stage(load: Once[Scorer], batch: int = 32) -> Stage:
     return Stage(f"score-{scorer.name}", identity, partial(_say_of, load), "number", batch)
 
 
-def _load_here(name: str, device: str, precision: Precision) -> Scorer:
-    return load_scorer(name, _own_device(device), precision)
-
-
-def _own_device(device: str) -> str:
-    """The device of this worker or rank, where "cuda" alone is asked for."""
-    number = os.environ.get("LOCAL_RANK", os.environ.get(WORKER))
-    if device != "cuda" or number is None:
-        return device
-    import torch
-
-    return f"cuda:{int(number) % max(torch.cuda.device_count(), 1)}"
+def _load_here(name: str, device: str, precision: Precision | None) -> Scorer:
+    return load_scorer(name, own_device(device), precision)
 
 
 def _say_of(load: Once[Scorer]) -> Say:

@@ -80,7 +80,7 @@ def generate(
     settings = {"sampler": how.sampler, "steps": how.steps, "guidance_scale": how.guidance_scale}
     settings |= {"resolution": resolution} | ({"model": model} if model else {})
     lines = [{**wish.line(), **settings} for wish in wanted]
-    backbone.latent_shape(resolution)  # refuses a resolution that the VAE cannot take
+    backbone.latent_shape(resolution, resolution)  # refuses a resolution that the VAE cannot take
     main = is_main() or not shared
     try:
         if main:

@@ -175,7 +175,19 @@ def _announce(config: Config, choice: Choice, loader: Loader, run: RunFolder) ->
     left_out = ", ".join(f"{count} {reason}" for reason, count in choice.dropped.items() if count)
     text = f"{len(loader)} {kind} to train on, {len(choice.heldout)} held out"
     log.info("%s%s", text, f"; left out: {left_out}" if left_out else "")
+    if config.data.buckets:
+        _announce_buckets(loader)
     _list_skipped(loader, run)
+
+
+def _announce_buckets(loader: Loader) -> None:
+    """Say how many items each shape has, and warn of those whose optimizer steps repeat items."""
+    told, counts = loader.store.buckets.told, loader.shapes()
+    log.info("buckets: %s", told(counts))
+    if few := told([count if count < loader.run else 0 for count in counts]):
+        log.warning(
+            "buckets of fewer items than a step's %d, whose steps take an item several times: %s", loader.run, few
+        )
 
 
 def _list_skipped(loader: Loader, run: RunFolder) -> None:

@@ -47,8 +47,8 @@ def heldout_metrics(
     still = replace(loader, seed=validation.seed, data=replace(loader.data, flip=False, prompt_dropout=0.0))
     count = min(len(loader), validation.pairs)
     seen = []
-    for start in range(0, count, BATCH):
-        at = place(still.batch(list(range(start, min(start + BATCH, count)))))
+    for places in still.batches(count, BATCH):
+        at = place(still.batch(places))
         predicted = backbone.predict(at.x_t, at.t, at.cond)
         known = reference(at.x_t, at.t, at.cond) if reference else None
         seen.append(Outputs(predicted, at.target, known, at.label, at.weight))

@@ -33,7 +33,7 @@ is taken over at once. Claims save work and nothing else: without them two proce
 from diffpref.data.engine.hashing import image_questions
 from diffpref.data.engine.ledger import ledger_of
 from diffpref.data.engine.plan import Question
-from diffpref.data.engine.running import Answer, Answers, Running, ask, ask_all, is_main
+from diffpref.data.engine.running import Answer, Answers, Running, ask, ask_all, is_main, own_device
 from diffpref.data.engine.source import Captioned, Images
 from diffpref.data.engine.stage import Asked, Once, Preparing, Refusal, Said, Say, Stage
 
@@ -56,4 +56,5 @@ __all__ = [
     "image_questions",
     "is_main",
     "ledger_of",
+    "own_device",
 ]

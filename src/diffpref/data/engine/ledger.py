@@ -106,9 +106,12 @@ def write_table(file: Path, table: pa.Table) -> None:
     """A small parquet file, written beside, flushed and renamed. Raises UserError where it cannot be written."""
     beside = file.with_name(f".{file.name}.partial")
     with writing(file):
-        pq.write_table(table, beside, compression="zstd", write_page_checksum=True, write_statistics=False)
-        flush(beside)
-        beside.replace(file)
+        try:
+            pq.write_table(table, beside, compression="zstd", write_page_checksum=True, write_statistics=False)
+            flush(beside)
+            beside.replace(file)
+        finally:
+            beside.unlink(missing_ok=True)
         flush(file.parent)
 
 

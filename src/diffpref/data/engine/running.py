@@ -85,6 +85,16 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def own_device(device: str) -> str:
+    """The device of this worker or rank, where "cuda" alone is asked for."""
+    number = os.environ.get("LOCAL_RANK", os.environ.get(WORKER))
+    if device != "cuda" or number is None:
+        return device
+    import torch
+
+    return f"cuda:{int(number) % max(torch.cuda.device_count(), 1)}"
+
+
 def is_main() -> bool:
     """Whether this process writes results: the only one, or rank 0."""
     return rank() == 0
