@@ -9,7 +9,6 @@ from threading import Event
 import numpy as np
 import pytest
 from PIL import Image
-from support.chats import Server, completion
 from support.datasets import noise
 from support.server import Server, completion
 

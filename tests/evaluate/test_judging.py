@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from support.chats import Server, completion, shown
 from support.commands import fails
 from support.generated import read_rows, write_rows
 from support.language import make_blip, make_llava, make_qwen2vl
+from support.server import Server, completion, shown
 
 from diffpref.__main__ import main
 from diffpref.captioners.base import CaptionOptions, NoCaption, load_captioner

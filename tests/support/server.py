@@ -1,9 +1,13 @@
 """A local server with OpenAI's chat completions, which notes what it is asked and answers as a test says."""
 
+import base64
+import io
 import json
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
+
+from PIL import Image
 
 
 class _Http(ThreadingHTTPServer):
@@ -43,3 +47,9 @@ class Server:
 
 def completion(text: str | None) -> bytes:
     return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
+
+
+def shown(body: dict) -> list[Image.Image]:
+    """The images of a request, in their order."""
+    parts = [part for part in body["messages"][0]["content"] if part["type"] == "image_url"]
+    return [Image.open(io.BytesIO(base64.b64decode(part["image_url"]["url"].split(",")[1]))) for part in parts]

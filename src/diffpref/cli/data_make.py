@@ -33,7 +33,7 @@ class LabelArguments:
     """The reward models, with commas between them: names, NAME=WEIGHTS with weights of one's own, or Python files with
     a function load(device). All of them see an image in one pass."""
     precision: Literal["fp32", "fp16", "bf16"] | None = None
-    """Of the reward models' weights; scores are always fp32."""
+    """Of the reward models' weights, each its own when not given; scores are always fp32."""
     rule: Literal["mean", "majority", "agree"] | None = None
     """Give pairs new labels: by the mean of standardised score differences, by votes, or only where all agree."""
     device: str = "cpu"

@@ -58,7 +58,7 @@ class Evaluate:
     device: str = "auto"
     """Where the reward models run: `auto` takes the GPU if there is one."""
     precision: Literal["fp32", "fp16", "bf16"] | None = None
-    """Of the reward models' weights; scores are always fp32."""
+    """Of the reward models' weights, each its own when not given; scores are always fp32."""
     json: Annotated[bool, FlagCreatePairsOff] = False
     """Print the result as one JSON object."""
     on: OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)

@@ -36,7 +36,7 @@ class Score:
     device: str = "cpu"
     """Where the reward models run; with `cuda`, workers and ranks take a device each."""
     precision: Literal["fp32", "fp16", "bf16"] | None = None
-    """Of the reward models' weights; scores are always fp32."""
+    """Of the reward models' weights, each its own when not given; scores are always fp32."""
     workers: int = 1
     """Processes that score, on this machine."""
     engine: Literal["local", "ray"] = "local"
