@@ -35,7 +35,9 @@ study: $(VENV)/.installed
 	$(BIN)/python benchmarks/study.py
 
 benchmarks: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[benchmarks]'
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/store.py
 
 clean:
 	rm -rf $(VENV) site

@@ -13,7 +13,9 @@ COMMANDS = {
     "train": "train a preset",
     "generate": "images for a prompt set",
     "score": "scores for folders of generated images",
+    "evaluate": "a published evaluation of a model, beside the published figures",
     "compare": "a paired comparison of scored folders, with intervals and a page to look at",
+    "judge": "a model of images and text chooses between two folders' images, in both orders",
 }
 
 

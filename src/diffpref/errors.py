@@ -1,4 +1,4 @@
-"""The one error for what a user got wrong, and the nearest right name."""
+"""The one error for what a user got wrong, the nearest right name, and the errors of others in one line."""
 
 import difflib
 from collections.abc import Iterable
@@ -13,6 +13,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 class RunError(Exception):

@@ -126,7 +126,7 @@ def sample(
         _refuse_negative(backbone, negative, guided)
     backbone = backbone.with_guidance(how.guidance_scale)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    shape = backbone.latent_shape(resolution)
+    shape = backbone.latent_shape(resolution, resolution)
     set_times(scheduler, backbone, how.steps, shape)
     latents = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
     latents = latents.to(backbone.device) * getattr(scheduler, "init_noise_sigma", 1.0)  # flows start from 1

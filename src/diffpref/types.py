@@ -219,8 +219,8 @@ class Backbone(Protocol):
         """The network's prediction, (rows, C, H, W)."""
         ...
 
-    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
-        """(C, h, w) of the latents of a square image."""
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """(C, h, w) of the latents of an image; raises UserError for a side in pixels that the family cannot take."""
         ...
 
     def identity(self) -> dict[str, Any]:

@@ -3,15 +3,14 @@
 import base64
 import io
 import json
-from collections.abc import Callable
 from dataclasses import asdict
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Event, Lock, Thread
+from threading import Event
 
 import numpy as np
 import pytest
 from PIL import Image
 from support.datasets import noise
+from support.server import Server, completion
 
 from diffpref.captioners import endpoint
 from diffpref.captioners.base import CaptionOptions, NoCaption, identity, load_captioner
@@ -19,39 +18,6 @@ from diffpref.errors import RunError, UserError
 
 KEY = "sk-very-secret-0123456789"
 IMAGES = [noise(n, 3, 3).resize((48, 48), Image.Resampling.BICUBIC) for n in range(9)]
-
-
-class Server:
-    """Answers chat completions with `reply(number, body) -> (status, headers, body)` and notes what it was asked."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[str, dict, dict]] = []
-        self.reply: Callable = lambda number, body: (200, {}, completion(f"caption {number}"))
-        lock, server = Lock(), self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    number = len(server.seen)
-                    server.seen.append((self.path, dict(self.headers), body))
-                status, headers, content = server.reply(number, body)
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *given: object) -> None: ...
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
-
-
-def completion(text: str | None) -> bytes:
-    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
 
 
 @pytest.fixture
@@ -150,6 +116,18 @@ def test_an_image_that_is_refused_has_no_caption(server, pauses):
     server.reply = lambda number, body: (200, {}, completion(None))
     assert ask(captioner(server)) == [NoCaption("an empty answer")]
     assert pauses == []
+
+
+def test_a_server_that_refuses_everything_from_the_start_stops(server):
+    server.reply = lambda number, body: (400, {}, b"unknown parameter")
+    whole = captioner(server)
+    with pytest.raises(UserError, match=r"answers about no image: refused, 400 Bad Request: unknown parameter$"):
+        ask(whole, 4)
+    assert len(ask(whole, 3)) == 3  # so few may all be bad
+    server.reply = lambda number, body: (200, {}, completion("fine"))
+    ask(whole)
+    server.reply = lambda number, body: (400, {}, b"no")
+    assert ask(whole, 4) == [NoCaption("refused, 400 Bad Request: no")] * 4
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.tiny import SIDE, load, make_pairs, write_pairs
+from support.tiny import SIDE, load, make_direct, make_pairs, write_pairs
 
 from diffpref.data.ahead import Ahead
 from diffpref.data.dataset import PreferenceDataset
-from diffpref.data.direct import Direct
 from diffpref.data.loader import Loader
 from diffpref.data.store import build_store
 from diffpref.errors import RunError
@@ -72,7 +71,7 @@ def test_an_error_is_raised_by_the_call_that_needs_the_batch(loader, monkeypatch
 
 def test_what_runs_a_network_is_not_read_ahead(loader):
     data = replace(DATA, cache="none")
-    direct = replace(loader, store=Direct(loader.dataset, loader.backbone, data), data=data)
+    direct = replace(loader, store=make_direct(loader.dataset, loader.backbone, data), data=data)
     before = threading.active_count()
     ahead = Ahead(direct)
     found = ahead.batch(places(0), lambda: pytest.fail("the next batch was asked for"))

@@ -66,7 +66,7 @@ class TestSelection:
         ]
         assert (summary.read, summary.kept) == (8, 3)
         assert summary.dropped == {"lower score": 4, "without a score": 1}
-        assert summary.options == {"scorer": "x", "top": 3, "lowest_score": 0.8}
+        assert summary.options == {"scorer": "x", "top": 3, "of": "images", "lowest_score": 0.8}
 
     def test_an_image_counts_once_with_a_prompt_and_again_with_another(self, tmp_path):
         same = plain(7)
@@ -113,6 +113,36 @@ class TestSelection:
         assert [row.id for row in read(tmp_path / "out")] == ["image-0", "image-2", "image-4"]
         assert summary.dropped == {"lower score": 2, "same image and prompt": 1, "enough of its prompt": 1}
         assert summary.options["per_prompt"] == 2
+
+    def test_whole_pairs_by_their_preferred_images(self, tmp_path):
+        labels = [1.0, 0.0, 0.5, 0.8, 1.0, 1.0]
+        chosen, rejected = [0.5, 0.9, 0.9, 0.7, None, 0.1], [0.9, 0.6, 0.9, 0.9, 0.9, 0.9]
+        rows = make_pairs(
+            6,
+            label=labels,
+            scores=[{"chosen_score_x": a, "rejected_score_x": b} for a, b in zip(chosen, rejected, strict=True)],
+        )
+        summary = select_top(opened(tmp_path / "in", rows), tmp_path / "out", "x", 2, pairs=True)
+        assert read(tmp_path / "out") == [rows[1], rows[3]]  # 0.6 of the rejected image, which people prefer; 0.7
+        assert (summary.read, summary.kept) == (6, 2)
+        assert summary.dropped == {"lower score": 2, "tie": 1, "without a score": 1}
+        assert summary.options == {"scorer": "x", "top": 2, "of": "pairs", "lowest_score": 0.6}
+
+    def test_a_preferred_image_keeps_one_pair(self, tmp_path):
+        rows = make_pairs(
+            3,
+            prompt=["p"] * 3,
+            chosen=[plain(1), plain(1), plain(2)],
+            scores=[{"chosen_score_x": 3.0 - n, "rejected_score_x": 0.0} for n in range(3)],
+        )
+        summary = select_top(opened(tmp_path / "in", rows), tmp_path / "out", "x", 2, pairs=True)
+        assert [row.id for row in read(tmp_path / "out")] == ["pair-0", "pair-2"]
+        assert summary.dropped == {"same image and prompt": 1}
+
+    def test_single_images_have_no_pairs_to_keep(self, tmp_path):
+        dataset = opened(tmp_path / "in", make_images(1, scores=[{"score_x": 1.0}]))
+        with pytest.raises(UserError, match=r"--pairs: .*in holds single images; leave --pairs out$"):
+            select_top(dataset, tmp_path / "out", "x", 1, pairs=True)
 
 
 class TestScoredPairs:

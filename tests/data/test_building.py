@@ -15,7 +15,7 @@ import torch
 from support.datasets import encoded, noise, truncated_jpeg
 from support.tiny import SIDE, load, make_pairs, write_pairs
 
-from diffpref.data.building import Claims, ImageHashes, clean, share
+from diffpref.data.building import Claims, clean, image_hashes, share
 from diffpref.data.dataset import Pictures, PreferenceDataset
 from diffpref.data.store import build_store
 from diffpref.data.views import View
@@ -212,7 +212,7 @@ def test_hashes_of_several_files_are_kept_apart(tmp_path):
     (folder / "train-00001.parquet").write_bytes(file.read_bytes())
     (folder / "dataset.json").unlink()
     dataset = PreferenceDataset.open(folder)
-    known = ImageHashes(tmp_path, dataset)
+    known = image_hashes(tmp_path, dataset)
     known.rows[2:6] = np.arange(1, 5)[:, None, None]
     known.note(range(2, 6))
-    assert ImageHashes(tmp_path, dataset).rows[:, 0, 0].tolist() == [0, 0, 1, 2, 3, 4, 0, 0]
+    assert image_hashes(tmp_path, dataset).rows[:, 0, 0].tolist() == [0, 0, 1, 2, 3, 4, 0, 0]

@@ -2,23 +2,20 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.commands import fails
 from support.datasets import encoded, make_images, noise, truncated_jpeg, write_rows, write_trl
-from support.runs import metrics
 from support.tiny import make_pairs
 
-from diffpref.__main__ import main
-from diffpref.captioners.base import NoCaption
+from diffpref.captioners.base import Captioner, NoCaption
 from diffpref.data.captioning import EMPTY, SAME, TIE, caption_dataset, perturb_dataset
 from diffpref.data.dataset import PreferenceDataset
+from diffpref.data.engine import Running
 from diffpref.draws import draw_seed
-from diffpref.embedded import MODEL
 from diffpref.errors import UserError
 
 UPPER: dict[str, str | float] = {"perturber": "upper", "version": "1", "seed": 4}
@@ -145,6 +142,54 @@ def test_captions_are_drawn_by_seed_and_prompt_and_may_lack(tmp_path, five):
     assert summary is not None and summary.missing == {"chosen_prompt": 2, "rejected_prompt": 2}
 
 
+def test_an_image_is_captioned_once_whatever_is_cut_off_or_left_out(tmp_path):
+    images = [encoded(Image.new("RGB", (8, 8), (n % 256, n // 256, 0))) for n in range(300)]
+    rows = make_images(300, image=images)
+    data, asked = opened(tmp_path / "in", rows), []
+    identity: dict[str, str | float] = {"captioner": "counting", "version": "1"}
+
+    def counting(stop: int) -> Callable:
+        def say(images: Sequence[Image.Image], prompts: Sequence[str], draws: Sequence[int]) -> list[str]:
+            asked.extend(image.getpixel((0, 0)) for image in images)
+            if len(asked) > stop:
+                raise KeyboardInterrupt
+            return [f"{image.getpixel((0, 0))} of {prompt}" for image, prompt in zip(images, prompts, strict=True)]
+
+        return lambda: say
+
+    def nobody() -> Captioner:
+        raise AssertionError("there is nothing to be asked")
+
+    with pytest.raises(KeyboardInterrupt):
+        caption_dataset(data, tmp_path / "out", counting(260), identity)
+    assert not (tmp_path / "out").exists()
+    asked.clear()
+    caption_dataset(data, tmp_path / "out", counting(300), identity)
+    assert len(asked) == 300 - 2 * 128  # two whole units were there
+    whole = list(PreferenceDataset.open(tmp_path / "out").rows())
+    assert [row.image_prompt for row in whole] == [f"{(n % 256, n // 256, 0)} of {rows[n].prompt}" for n in range(300)]
+    kept = Running(ledger=tmp_path / "in.answers")
+    part = opened(tmp_path / "part", rows[::-7])
+    caption_dataset(part, tmp_path / "again", nobody, identity, kept)  # nor is the tool loaded
+    assert list(PreferenceDataset.open(tmp_path / "again").rows()) == whole[::-7]
+    asked.clear()
+    caption_dataset(data, tmp_path / "other", counting(300), identity | {"template": "other"})
+    assert len(asked) == 300
+
+
+def test_a_text_does_not_depend_on_the_other_rows(tmp_path):
+    rows = make_pairs(9, label=[n / 8 for n in range(9)])
+    for name, some in (("all", rows), ("some", rows[::-2])):
+        perturb_dataset(opened(tmp_path / name, some), tmp_path / f"{name}-out", Upper, UPPER, "p")
+    assert texts(tmp_path / "some-out") == texts(tmp_path / "all-out")[::-2]
+
+
+def test_many_images_without_a_caption_are_warned_of(tmp_path, capsys):
+    identity: dict[str, str | float] = {"captioner": "drawing", "version": "1"}
+    caption_dataset(opened(tmp_path / "in", make_images(2)), tmp_path / "out", Drawing, identity)
+    assert "diffpref: warning: 2 of 2 rows have an image without a caption; the first: dark" in capsys.readouterr().err
+
+
 class TestCaptions:
     def test_every_image_of_a_pair_gets_its_own_and_all_else_stays(self, tmp_path):
         rows = make_pairs(
@@ -226,43 +271,3 @@ class TestCaptions:
         assert len(read(tmp_path / "out")) == 3
         assert not list(tmp_path.glob(f".out.*-{nobody}"))
         assert (tmp_path / ".out.partial-other").exists() and (tmp_path / f".out.partial-{os.getppid()}").exists()
-
-
-class TestCommand:
-    def test_modes_p_and_h_train(self, tmp_path):
-        colours, shapes = ("red", "blue", "green"), ("circle", "square", "cross")
-        prompts = [f"a small {colours[n % 3]} {shapes[n % 2]}" for n in range(8)]
-        write_rows(tmp_path / "in", make_pairs(8, prompt=prompts))
-        given = {name: str(tmp_path / name) for name in ("in", "c", "p", "h")}
-        assert main(["data", "caption", given["in"], given["c"]]) == 0
-        assert main(["data", "perturb", given["in"], given["p"], "--perturber", "rules", "--level", "strong"]) == 0
-        assert all(
-            chosen == p != rejected for (chosen, rejected), p in zip(texts(tmp_path / "p"), prompts, strict=True)
-        )
-        assert main(["data", "perturb", given["c"], given["h"], "--mode", "h"]) == 0
-        before, after = texts(tmp_path / "c"), texts(tmp_path / "h")
-        assert [one[0] for one in before] == [one[0] for one in after] and before != after
-        for name in ("p", "h"):
-            run = str(tmp_path / f"run-{name}")
-            small = ["--train.max-steps", "2", "--train.batch-size", "2", "--validation.images", "1"]
-            how = ["--model.pretrained", str(MODEL), "--data.path", given[name], "--data.holdout", "0"]
-            assert main(["train", "embedded-dcpo", "--output-dir", run, *how, *small]) == 0
-            assert len(metrics(Path(run))) == 2
-
-    @pytest.mark.parametrize(
-        ("options", "expected"),
-        [
-            (["perturb", "pairs", "out", "--perturber", "rule"], "unknown perturber 'rule': did you mean 'rules'"),
-            (["perturb", "pairs", "out", "--mode", "h"], "--mode h: "),
-            (["perturb", "images", "out"], "holds single images"),
-            (["perturb", "pairs", "out", "--template", "{prompt} x"], "--template: the perturber 'rules' has no"),
-            (["caption", "pairs", "out", "--captioner", "llava"], "unknown captioner 'llava'"),
-            (["caption", "pairs", "out", "--workers", "0"], "--workers: 0 is not above 0"),
-        ],
-    )
-    def test_what_cannot_be_is_refused(self, tmp_path, monkeypatch, capsys, options, expected):
-        monkeypatch.chdir(tmp_path)
-        write_rows(tmp_path / "pairs", make_pairs(2))
-        write_rows(tmp_path / "images", make_images(2))
-        assert expected in fails(capsys, ["data", *options])
-        assert not (tmp_path / "out").exists()

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from support.datasets import encoded, make_images, noise, truncated_jpeg, write_rows
-from support.tiny import SIDE, load, make_pairs, write_pairs
+from support.tiny import SIDE, load, make_direct, make_pairs, write_pairs
 
 from diffpref.data import direct
 from diffpref.data.dataset import PreferenceDataset
-from diffpref.data.direct import Direct
 from diffpref.data.images import decode
 from diffpref.data.loader import Loader
 from diffpref.data.pixels import to_pixels
@@ -36,7 +35,7 @@ def pairs(folder: Path, count: int = 12, **columns) -> PreferenceDataset:
 
 def uncached(dataset: PreferenceDataset, backbone, data: DataConfig = DATA, items="pairs") -> Loader:
     rows = list(range(len(dataset)))
-    return Loader(dataset, Direct(dataset, backbone, data), backbone, data, rows, 0, items)
+    return Loader(dataset, make_direct(dataset, backbone, data), backbone, data, rows, 0, items)
 
 
 @pytest.mark.parametrize("data", [DATA, replace(DATA, augmentation="independent", crop="none", resolution=16)])
@@ -66,7 +65,7 @@ def test_a_sample_depends_on_its_place_alone_to_the_last_bit(tmp_path, backbone,
     loader = uncached(pairs(tmp_path / "data", chosen=chosen), backbone, replace(DATA, crop=crop))
     whole = loader.batch(PLACES)
     for places in ([7], [29, 0, 4]):
-        part = replace(loader, store=Direct(loader.dataset, backbone, loader.data)).batch(places)
+        part = replace(loader, store=make_direct(loader.dataset, backbone, loader.data)).batch(places)
         rows = [*places, *(30 + place for place in places)]
         assert torch.equal(part.latents, whole.latents[rows])
         assert torch.equal(part.cond["text"], whole.cond["text"][rows])
@@ -74,9 +73,9 @@ def test_a_sample_depends_on_its_place_alone_to_the_last_bit(tmp_path, backbone,
 
 def test_a_random_crop_is_taken_where_the_draw_says_then_mirrored(tmp_path, backbone):
     dataset = pairs(tmp_path / "data", 1, chosen=[encoded(noise(1, 2 * SIDE, SIDE))])
-    source = Direct(dataset, backbone, replace(DATA, crop="random"))
+    source = make_direct(dataset, backbone, replace(DATA, crop="random"))
     for mirrored in (False, True):
-        pixels = to_pixels(decode(dataset.image_bytes(0, "chosen")), SIDE, "random", 0.25, 0.0)
+        pixels = to_pixels(decode(dataset.image_bytes(0, "chosen")), (SIDE, SIDE), "random", 0.25, 0.0)
         (found,) = source.read([View(0, 0, mirrored, left=0.25, top=0.0)])[0]
         assert torch.equal(found, backbone.encode_images((pixels.flip(2) if mirrored else pixels)[None])[0])
     views = [uncached(dataset, backbone, source.data)._sample(place).views[0] for place in range(8)]
@@ -98,7 +97,7 @@ class TestBrokenRows:
             assert batch.id[place] == f"pair-{taken}"
             assert batch.draw[place] == loader._sample(place).draw
             if row in (3, 4):
-                alone = replace(loader, store=Direct(dataset, backbone, DATA)).batch([place])  # finds it out anew
+                alone = replace(loader, store=make_direct(dataset, backbone, DATA)).batch([place])  # finds it out anew
                 assert alone.id == (f"pair-{taken}",)
                 assert torch.equal(alone.latents, batch.latents[[place, 60 + place]])
 
@@ -119,7 +118,7 @@ class TestBrokenRows:
             for place in range(40):
                 loader.batch([place])
         monkeypatch.setattr(direct, "JUDGED_FROM", 10)
-        again = replace(loader, store=Direct(loader.dataset, backbone, DATA))
+        again = replace(loader, store=make_direct(loader.dataset, backbone, DATA))
         with pytest.raises(UserError, match=r"^1 of 1\d rows"):  # the first is one of 10 to 19 seen
             again.batch(list(range(12)))
 
@@ -134,7 +133,7 @@ def test_latents_that_are_not_finite_stop(tmp_path, pipeline):
     with torch.no_grad():
         next(iter(broken.vae.model.parameters())).fill_(float("nan"))
     with pytest.raises(RunError, match="the VAE's latents of row pair-0 are not finite"):
-        Direct(pairs(tmp_path / "data", 1), broken, DATA).read([View(0, 0)])
+        make_direct(pairs(tmp_path / "data", 1), broken, DATA).read([View(0, 0)])
 
 
 def test_prompts_are_remembered_within_their_room(tmp_path, backbone, monkeypatch):
@@ -142,7 +141,7 @@ def test_prompts_are_remembered_within_their_room(tmp_path, backbone, monkeypatc
     monkeypatch.setattr(
         type(backbone), "encode_prompts", lambda self, prompts: asked.extend(prompts) or encode(self, prompts)
     )
-    source = Direct(pairs(tmp_path / "data", 1), backbone, DATA)
+    source = make_direct(pairs(tmp_path / "data", 1), backbone, DATA)
     first = source.prompts(["a", "b", "a"])
     assert asked == ["a", "b"] and torch.equal(first["text"][0], first["text"][2])
     row_bytes = first["text"][0].nbytes

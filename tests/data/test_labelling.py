@@ -166,11 +166,9 @@ class TestRules:
             "rejected_score_b_b": -1.0,
         }
         assert summary.dropped == {"without a score": 1}
-        told = json.loads((tmp_path / "out" / "dataset.json").read_text())["options"]
-        assert told == {
-            "scorer": "a,b-b",
-            "version": "1,1",
-            "rule": "mean",
+        told = json.loads((tmp_path / "out" / "dataset.json").read_text())
+        assert told["options"] == {"scorer": "a,b-b", "version": "1,1", "rule": "mean"}
+        assert told["outcome"] == {
             "labels_changed": 1,
             "scale_a": pytest.approx(x),
             "scale_b_b": pytest.approx(y),
@@ -198,8 +196,9 @@ class TestCommand:
         write_rows(tmp_path / "in", rows)
         label = ["data", "label", str(tmp_path / "in"), str(tmp_path / "out"), "--scorer", str(SCORER)]
         assert main([*label, "--rule", "majority", "--json"]) == 0
-        told = json.loads(capsys.readouterr().out)["options"]
-        assert (told["scorer"], told["rule"], told["labels_changed"]) == ("brightness", "majority", 2)
+        shown = json.loads(capsys.readouterr().out)
+        told = shown["options"]
+        assert (told["scorer"], told["rule"], shown["outcome"]["labels_changed"]) == ("brightness", "majority", 2)
         assert told["version"].startswith("1-")
         assert [row.label for row in read(tmp_path / "out")] == [0.0, 1.0, 0.5]
         assert len((tmp_path / "scored").read_text().splitlines()) == 3  # equal questions are asked once

@@ -6,10 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 from support.datasets import make_images, write_rows
-from support.tiny import SIDE, load, make_pairs, write_pairs
+from support.tiny import SIDE, load, make_direct, make_pairs, write_pairs
 
 from diffpref.data.dataset import PreferenceDataset
-from diffpref.data.direct import Direct
 from diffpref.data.images import decode
 from diffpref.data.loader import Loader
 from diffpref.data.pixels import to_pixels
@@ -332,7 +331,7 @@ class TestMoments:
         batch = self.loader(made).batch([0, 9])
         for row, (place, half) in enumerate([(0, "chosen"), (1, "chosen"), (0, "rejected"), (1, "rejected")]):
             content = dataset.image_bytes(row_of(batch.id[place]), half)
-            posterior = backbone.vae.model.encode(to_pixels(decode(content), SIDE, "center")[None]).latent_dist
+            posterior = backbone.vae.model.encode(to_pixels(decode(content), (SIDE, SIDE), "center")[None]).latent_dist
             seed = draw_seed(batch.draw[place], f"posterior {half}")
             noise = torch.randn(batch.latents.shape[1:], generator=generator(seed, "posterior"))
             expected = 0.6 * (posterior.mean + posterior.std * noise)[0]
@@ -348,14 +347,14 @@ class TestMoments:
 
     def test_uncached_it_is_the_same_but_for_rounding(self, made):
         dataset, _, backbone, data = made
-        direct = replace(self.loader(made), store=Direct(dataset, backbone, data))
+        direct = replace(self.loader(made), store=make_direct(dataset, backbone, data))
         ours, theirs = direct.batch([0, 9]).latents, self.loader(made).batch([0, 9]).latents
         torch.testing.assert_close(ours, theirs, atol=1e-2, rtol=1e-2)
 
     def test_mean_and_moments_share_a_folder(self, made, tmp_path):
         dataset, _, backbone, data = made
         shapes = [
-            build_store(tmp_path / "store", dataset, backbone, replace(data, latents=kind)).latents.shape
+            build_store(tmp_path / "store", dataset, backbone, replace(data, latents=kind)).latents[0].shape
             for kind in ("mean", "moments", "mean")
         ]
         assert shapes == [(4, 8, 8), (8, 8, 8), (4, 8, 8)]

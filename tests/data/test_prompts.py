@@ -3,10 +3,9 @@
 import logging
 from dataclasses import replace
 
-from support.tiny import SIDE, load, make_pairs, write_pairs
+from support.tiny import SIDE, load, make_direct, make_pairs, write_pairs
 
 from diffpref.data.dataset import PreferenceDataset
-from diffpref.data.direct import Direct
 from diffpref.data.prompts import warn_of_cut
 from diffpref.data.store import build_store
 from diffpref.train.config import DataConfig
@@ -37,7 +36,7 @@ def test_nothing_is_said_where_nothing_is_cut(tmp_path, pipeline, caplog):
 
 def test_uncached_runs_count_at_their_start(tmp_path, pipeline, caplog):
     given = dataset(tmp_path / "data", [LONG, "short", "left out"])
-    Direct(replace(given, left_out={2: "not liked"}), load(pipeline), DATA).warn_of_cut_prompts()
+    make_direct(replace(given, left_out={2: "not liked"}), load(pipeline), DATA).warn_of_cut_prompts()
     assert warnings(caplog) == ["1 of 2 prompts are longer than the text encoder reads; their ends are cut"]
 
 

@@ -190,7 +190,7 @@ class TestHPDv2Benchmark:
         (folder / "anime.json").write_text(json.dumps(["a cat", " ", "a dog"]))
         line = fails(capsys, ["data", "import", "hpdv2-benchmark", str(folder), str(tmp_path / "out")])
         assert line.endswith("prompts alone are read by `diffpref generate --prompts FILE.json`")
-        assert read_prompts(str(folder / "anime.json")) == ["a cat", "a dog"]
+        assert [prompt.text for prompt in read_prompts(str(folder / "anime.json"))] == ["a cat", "a dog"]
 
     @pytest.mark.parametrize("text", ['{"a": 1}', "[1, 2]", "[", '["a"'])
     def test_lists_that_are_no_prompts(self, tmp_path, text):

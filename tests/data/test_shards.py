@@ -5,21 +5,23 @@ import os
 import subprocess
 import sys
 import textwrap
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from xxhash import xxh3_64_intdigest
 
+from diffpref.data import shard as shard_file
 from diffpref.data import shards
-from diffpref.data.shards import Shards, TensorWriter, as_keys, key_of
+from diffpref.data.shard import TensorWriter
+from diffpref.data.shards import Shards, as_keys, key_of
 from diffpref.errors import RunError, UserError
 
 
 def rows(count: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(count, 4, 3, 2, generator=torch.Generator().manual_seed(seed)).half()
+    return torch.randn(count, 4, 3, 2, generator=torch.Generator().manual_seed(seed)).half().float()
 
 
 def of(letters: str) -> np.ndarray:
@@ -44,7 +46,7 @@ def test_rows_come_back_in_the_order_asked_for(tmp_path):
     values = write(tmp_path, "abcd")
     stored = Shards(tmp_path, "latents", "r1")
     found = stored.rows(of("dad"))
-    assert found.dtype == torch.float16 and torch.equal(found, values[[3, 0, 3]])
+    assert found.dtype == torch.float32 and torch.equal(found, values[[3, 0, 3]])
     assert held(stored) == "abcd" and stored.damaged == []
 
 
@@ -56,7 +58,7 @@ def test_rows_of_another_memory_order_are_stored_too(tmp_path):
 
 
 def test_shards_are_written_when_enough_is_together(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "SHARD_BYTES", 2 * 2 * 24)  # two rows of 24 fp16 values
+    monkeypatch.setattr(shard_file, "SHARD_BYTES", 2 * 2 * 24)  # two rows of 24 fp16 values
     writer, values = TensorWriter(tmp_path, "latents", "r1"), rows(5)
     for number in range(5):
         writer.add(of(str(number)), values[number : number + 1])
@@ -117,7 +119,7 @@ def damage(file: Path, bit: int, cut: int = 0, quietly: bool = True) -> None:
 
 def row_bit(file: Path, row: torch.Tensor) -> int:
     """The number of a bit in the middle of a row."""
-    return 8 * (file.read_bytes().index(row.numpy().tobytes()) + 10) + 3
+    return 8 * (file.read_bytes().index(row.half().numpy().tobytes()) + 10) + 3
 
 
 def test_a_flipped_bit_in_a_row_costs_that_row_alone(tmp_path):
@@ -150,9 +152,10 @@ def test_all_shards_are_summed_when_asked_to(tmp_path):
     assert held(Shards(tmp_path, "latents", "r1", summed=True)) == "abc"
 
 
-@pytest.mark.parametrize("trimmed", [False, True])
-def test_a_thousand_flips_and_cuts_are_never_read(tmp_path, trimmed):
+@pytest.mark.parametrize(("trimmed", "large"), [(False, 0), (False, 2**20), (True, 2**20)])
+def test_a_thousand_flips_and_cuts_are_never_read(tmp_path, trimmed, large, monkeypatch):
     """Half of them keep size and time. What is read at all is what was written."""
+    monkeypatch.setattr(shard_file, "LARGE_BYTES", large)
     values = rows(4)
     if trimmed:
         values[1, 2:] = values[2] = 0
@@ -187,15 +190,26 @@ def test_a_thousand_flips_and_cuts_are_never_read(tmp_path, trimmed):
     assert min(found.values()) > 50
 
 
+@pytest.mark.parametrize("large", [0, 2**20])
+def test_rows_of_several_shards_come_in_the_order_asked_for(tmp_path, large, monkeypatch):
+    monkeypatch.setattr(shard_file, "LARGE_BYTES", large)
+    first, second = write(tmp_path, "abc"), write(tmp_path, "de", seed=1)
+    stored = Shards(tmp_path, "latents", "r1")
+    expected = torch.stack([second[1], first[2], second[0], first[0], second[1]])
+    for block in (1, 3 * first[0].numel() * 2, 2**20):  # bytes: one row at once, three, all
+        monkeypatch.setattr(shards, "BLOCK_BYTES", block)
+        assert torch.equal(stored.rows(of("ecdae")), expected)
+
+
 def test_zeros_at_the_ends_of_rows_are_not_stored_and_come_back_bit_by_bit(tmp_path):
-    values = torch.randn(3, 300, 8, generator=torch.Generator().manual_seed(0)).half()
+    values = torch.randn(3, 300, 8, generator=torch.Generator().manual_seed(0)).half().float()
     values[0, 7:], values[1] = 0, 0
     values[2, 100:], values[2, 120, 3] = 0, -0.0
     writer = TensorWriter(tmp_path, "text", "r1", trimmed=True)
     writer.add(of("abc"), values)
     writer.close()
     stored = Shards(tmp_path, "text", "r1")
-    assert torch.equal(stored.rows(of("cab")).view(torch.int16), values[[2, 0, 1]].view(torch.int16))
+    assert torch.equal(stored.rows(of("cab")).view(torch.int32), values[[2, 0, 1]].view(torch.int32))
     assert stored.nbytes < (7 + 0 + 121) * 16 + 1000 and stored.shape == (300, 8)
 
 
@@ -230,10 +244,10 @@ def test_a_killed_builder_leaves_nothing_that_is_read(tmp_path, kill_at):
     """Killed before the shard has its name, before its sidecar is written, and before that has its name."""
     program = f"""
         import os, pathlib, signal, sys
-        sys.path.insert(0, {str(Path(shards.__file__).parents[2])!r})
+        sys.path.insert(0, {str(Path(shard_file.__file__).parents[2])!r})
         import torch
-        from diffpref.data import shards
-        calls, flush = [], shards.flush
+        from diffpref.data import shard, shards
+        calls, flush = [], shard.flush
         def flush_or_die(path):
             flush(path)
             calls.append(path)
@@ -244,8 +258,8 @@ def test_a_killed_builder_leaves_nothing_that_is_read(tmp_path, kill_at):
             rename(path, target)
             if {kill_at} == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
-        shards.flush, pathlib.Path.rename = flush_or_die, rename_or_die
-        writer = shards.TensorWriter(pathlib.Path({str(tmp_path)!r}), "latents", "r1")
+        shard.flush, pathlib.Path.rename = flush_or_die, rename_or_die
+        writer = shard.TensorWriter(pathlib.Path({str(tmp_path)!r}), "latents", "r1")
         writer.add(shards.as_keys([shards.key_of("a")]), torch.ones(1, 4))
         writer.close()
     """
@@ -278,7 +292,7 @@ def test_the_sum_in_the_sidecar_is_that_of_the_file(tmp_path):
     assert (entry["bytes"], entry["mtime_ns"]) == (seen.st_size, seen.st_mtime_ns)
     sums = load_file(shard)  # any reader of safetensors finds all in the shard
     assert [key.tobytes() for key in sums["keys"]] == [key_of("a"), key_of("b")]
-    assert sums["sums"].tolist() == [zlib.crc32(row.tobytes()) for row in sums["rows"]]
+    assert sums["sums"].tolist() == [xxh3_64_intdigest(row.tobytes()) for row in sums["rows"]]
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_the_first_row(tmp_path, monkeypatch):
@@ -290,8 +304,8 @@ def test_a_folder_that_cannot_be_written_is_refused_at_the_first_row(tmp_path, m
 
 def test_a_shard_is_summed_once_when_its_time_is_another(tmp_path, monkeypatch):
     summed = []
-    real = shards.sha256
-    monkeypatch.setattr(shards, "sha256", lambda file: summed.append(file) or real(file))
+    real = shard_file.sha256
+    monkeypatch.setattr(shard_file, "sha256", lambda file: summed.append(file) or real(file))
     write(tmp_path, "ab")
     stored = Shards(tmp_path, "latents", "r1")
     values = write(tmp_path, "cd", seed=1)
@@ -319,7 +333,7 @@ def test_keys_of_the_same_first_bytes_are_told_apart(tmp_path):
         torch.tensor([[True, False, True], [False, False, True]]),
         torch.tensor([[70_000, -3], [5, 2**40]]),
         torch.tensor([[7, 3], [5, 2]], dtype=torch.int32),
-        torch.tensor([0.25, 4.0]).half(),  # one number a row
+        torch.tensor([0.25, 4.0]),  # one number a row
         torch.tensor([3, 100_001]),
     ],
     ids=str,

@@ -1,10 +1,13 @@
 """The store: latents are what the VAE says, each made once, and bad images are named and passed over."""
 
+import errno
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from support.datasets import encoded, make_images, noise, truncated_jpeg, write_rows
 from support.tiny import SIDE, load, make_pairs, write_pairs
 
@@ -12,7 +15,6 @@ from diffpref.data.choice import choose_rows
 from diffpref.data.dataset import PreferenceDataset
 from diffpref.data.images import decode
 from diffpref.data.pixels import to_pixels
-from diffpref.data.shards import Shards
 from diffpref.data.store import build_store
 from diffpref.data.views import View
 from diffpref.errors import RunError, UserError
@@ -60,7 +62,7 @@ def test_latents_and_text_are_those_of_direct_encoding(tmp_path, backbone):
     store = build_store(tmp_path / "store", dataset, backbone, DATA)
     for row in (0, 9):
         for place, side in enumerate(("chosen", "rejected")):
-            pixels = to_pixels(decode(dataset.image_bytes(row, side)), SIDE, "center")[None]
+            pixels = to_pixels(decode(dataset.image_bytes(row, side)), (SIDE, SIDE), "center")[None]
             found = store.read([View(row, place, False)])[0]
             assert found.dtype == torch.float32
             close_to_fp16(found, backbone.encode_images(pixels))
@@ -80,7 +82,7 @@ def test_repeats_are_stored_once(tmp_path, backbone, calls):
     same = encoded(noise(999, SIDE, SIDE))
     dataset = pairs(tmp_path / "data", 20, chosen=[same] * 20, prompt=["one"] * 20)
     store = build_store(tmp_path / "store", dataset, backbone, DATA)
-    assert len(store.latents) == 21  # the chosen one, and 20 rejected ones
+    assert len(store.latents[0]) == 21  # the chosen one, and 20 rejected ones
     assert calls == {"images": 21, "prompts": 2}  # "one" and the empty prompt
     assert len({chosen.tobytes() for chosen, _ in store.hashes}) == 1
 
@@ -116,7 +118,7 @@ def test_a_damaged_shard_is_made_again(tmp_path, backbone, calls):
     (tmp_path / "other").write_bytes(content)
     (tmp_path / "other").replace(shard)
     store = build_store(tmp_path / "store", dataset, backbone, DATA)
-    assert calls["images"] == 6 + 1 and store.latents.damaged == [shard]
+    assert calls["images"] == 6 + 1 and store.latents[0].damaged == [shard]
     assert torch.equal(store.read(views)[0], expected)
 
 
@@ -152,7 +154,7 @@ def test_flips_are_stored_beside(tmp_path, backbone, calls):
     build_store(tmp_path / "store", dataset, backbone, DATA)
     store = build_store(tmp_path / "store", dataset, backbone, replace(DATA, flip=True))
     assert calls["images"] == 4 + 4
-    pixels = to_pixels(decode(dataset.image_bytes(1, "chosen")), SIDE, "center")[None]
+    pixels = to_pixels(decode(dataset.image_bytes(1, "chosen")), (SIDE, SIDE), "center")[None]
     close_to_fp16(store.read([View(1, 0, True)])[0], backbone.encode_images(pixels.flip(3)))
     close_to_fp16(store.read([View(1, 0, False)])[0], backbone.encode_images(pixels))
     assert not torch.equal(store.read([View(1, 0, True)])[0], store.read([View(1, 0, False)])[0])
@@ -231,15 +233,45 @@ def test_a_finished_store_needs_no_permission(tmp_path, backbone, monkeypatch):
 
 def test_the_store_keeps_fp16_on_disk(tmp_path, backbone):
     store = build_store(tmp_path / "store", pairs(tmp_path / "data", 2), backbone, DATA)
-    assert isinstance(store.latents, Shards)
-    assert store.latents.rows(store.hashes[0, :1]).numpy().dtype == np.float16
+    (shard,) = (tmp_path / "store").glob("latents*.safetensors")
+    kept = load_file(shard)
+    assert kept["rows"].dtype == np.float16
+    (place,) = np.flatnonzero((kept["keys"] == store.hashes[0, 0]).all(axis=1))
+    read = store.latents[0].rows(store.hashes[0, :1]).numpy()
+    assert read.dtype == np.float32
+    assert np.array_equal(read[0], kept["rows"][place].astype(np.float32))
+
+
+@pytest.mark.parametrize("full_from", [1, 2])  # the first shard, of latents; or one of text, when those are there
+def test_a_full_disk_is_one_line_and_a_rerun_goes_on(tmp_path, backbone, monkeypatch, full_from):
+    dataset, written, write = pairs(tmp_path / "data", 3), [], Path.write_bytes
+
+    def full(path, content):
+        written.append(path)
+        if len(written) >= full_from:
+            write(path, content[:100])
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(UserError, match=r"^data\.cache: cannot write .*store: No space left on device$"):
+            build_store(tmp_path / "store", dataset, backbone, DATA)
+    assert not list((tmp_path / "store").glob("*.part"))
+    before = {file: file.read_bytes() for file in (tmp_path / "store").glob("*.safetensors")}
+    assert len(before) == full_from - 1
+    again = build_store(tmp_path / "store", dataset, backbone, DATA)
+    whole = build_store(tmp_path / "whole", dataset, backbone, DATA)
+    views = [View(row, side) for row in range(3) for side in (0, 1)]
+    assert torch.equal(again.read(views)[0], whole.read(views)[0])
+    assert all(file.read_bytes() == content for file, content in before.items())
 
 
 def test_single_images_have_one_hash_each(tmp_path, backbone, calls):
     dataset = PreferenceDataset.open(write_rows(tmp_path / "data", make_images(5)))
     store = build_store(tmp_path / "store", dataset, backbone, DATA)
     assert calls == {"images": 5, "prompts": 4}
-    pixels = to_pixels(decode(dataset.image_bytes(3, "image")), SIDE, "center")[None]
+    pixels = to_pixels(decode(dataset.image_bytes(3, "image")), (SIDE, SIDE), "center")[None]
     close_to_fp16(store.read([View(3, 0, False)])[0], backbone.encode_images(pixels))
     assert all(len(shas) == 1 for shas in store.hashes)
 

@@ -50,8 +50,8 @@ def test_every_word_of_the_world_is_one_token():
 
 def test_the_base_model_is_imperfect_as_real_ones_are():
     backbone = load_backbone(ModelConfig("embedded"), torch.device("cpu"), torch.float32, trainable=False)
-    prompts = read_prompts("embedded")[::3]
-    wanted = wishes(prompts, 1, seed=0)
+    wanted = wishes(read_prompts("embedded")[::3], 1, seed=0)
+    prompts = [wish.prompt for wish in wanted]
     how = Sampling(SAMPLER, INFERENCE_STEPS, GUIDANCE_SCALE)
     scheduler = scheduler_of(SAMPLER, backbone.scheduler_config)
     latents = sample(backbone, scheduler, prompts, [wish.seed for wish in wanted], world.SIDE, how)
@@ -90,7 +90,7 @@ def test_labels_are_the_judges_with_ties_and_mistakes(table):
 
 def test_heldout_compositions_stand_in_no_pair(table):
     seen = {tuple(sorted(world.read_caption(caption).items())) for caption in set(table["caption"].to_pylist())}
-    heldout = read_prompts("embedded")
+    heldout = [prompt.text for prompt in read_prompts("embedded")]
     assert len(heldout) == len(set(heldout)) == 216
     for prompt in heldout:
         named = world.read_caption(prompt)

@@ -18,14 +18,14 @@ def folders(tmp_path: Path) -> tuple[str, str]:
     return str(base), str(tuned)
 
 
-def test_score_prints_one_line_a_folder(folders: tuple[str, str], capsys: pytest.CaptureFixture[str]):
+def test_score_prints_a_table(folders: tuple[str, str], capsys: pytest.CaptureFixture[str]):
     assert main(["score", *folders]) == 0
     printed = capsys.readouterr()
-    lines = printed.out.splitlines()
-    assert len(lines) == 2
-    assert lines[0].startswith(f"{folders[0]}: mean 0.")
-    assert "(12 images of 12 prompts)" in lines[1]
-    assert "scoring base" in printed.err
+    header, base, tuned = (line.split() for line in printed.out.splitlines())
+    assert header == ["folder", "scorer", "mean", "error", "images", "prompts", "missing"]
+    assert (base[0], tuned[0], tuned[4:]) == (*folders, ["12", "12", "0"])
+    assert float(base[2]) < float(tuned[2]) and 0 < float(tuned[3]) < 1
+    assert "score-embedded-judge: 12/12" in printed.err
 
 
 def test_score_as_json(folders: tuple[str, str], capsys: pytest.CaptureFixture[str]):

@@ -7,13 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from support.clip import make_clip
 from support.generated import make_folder, read_rows, write_rows
+from transformers import CLIPModel
 
 from diffpref.errors import UserError
 from diffpref.evaluate import spread as module
 from diffpref.evaluate.features import Pixels, features_of, load_features
 from diffpref.evaluate.spread import spread
+from diffpref.scorers.parts.pixels import ClipPixels
 
 
 def flat(value: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
@@ -135,6 +139,22 @@ def test_features_are_kept_until_images_list_or_version_change(tmp_path: Path):
     assert (features.calls, other.calls) == ([4, 4, 3], [3])
     (folder / "features" / "counted.safetensors").write_bytes(b"broken")
     assert len(features_of(folder, other)) == 3
+
+
+def test_a_clips_features_are_those_its_scorer_takes_the_cosine_of(tmp_path: Path):
+    weights = make_clip(tmp_path / "clip")
+    images = [flat(0), flat(255), Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8))]
+    features = load_features(f"clip-l={weights}")
+    assert features is not None
+    found = features(images)
+    network = CLIPModel.from_pretrained(weights)
+    pixels = torch.stack([ClipPixels("even", network.config.vision_config.image_size)(image) for image in images])
+    with torch.no_grad():
+        plain = network.visual_projection(network.vision_model(pixels).pooler_output)
+    assert found == pytest.approx((plain / plain.norm(dim=-1, keepdim=True)).numpy(), abs=1e-5)
+    assert features.version != load_features(f"clip-h={weights}").version
+    with pytest.raises(UserError, match="pixels takes no weights"):
+        load_features("pixels=here")
 
 
 def test_unknown_features_are_refused_with_the_nearest_name():

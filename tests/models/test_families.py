@@ -58,7 +58,7 @@ def network(pipeline: Any) -> Any:
 
 def batch_of(backbone) -> Batch:
     """Two pairs of random latents."""
-    shape = backbone.latent_shape(SIDE)
+    shape = backbone.latent_shape(SIDE, SIDE)
     latents = torch.randn(4, *shape, generator=torch.Generator().manual_seed(1))
     ones = torch.ones(2)
     return Batch(latents, backbone.encode_prompts(PROMPTS * 2), ones, ones, ("one", "two"), (3, 4))
@@ -180,6 +180,24 @@ def test_what_is_saved_opens_plainly_with_the_same_images(name, trained, plain):
         expected = plain(prompt, generator=torch.Generator().manual_seed(7), **asked).images[0]
         apart = np.abs(np.asarray(image, dtype=int) - np.asarray(expected, dtype=int))
         assert apart.max() <= 1 and (apart > 0).mean() < 1e-3  # a batch of two rounds otherwise than twice one
+
+
+def test_rectangular_images_are_those_of_plain_diffusers(name, folder, monkeypatch):
+    """With positions, sizes and shifts as the pipeline makes them: so buckets are seen as the family means them."""
+    if name in NO_IMAGES:
+        pytest.skip("it draws no image from a prompt alone")
+    backbone, pipe = load(name, folder), opened(folder, name)
+    shape = backbone.latent_shape(40, 24)
+    assert shape[2] > shape[1]
+    monkeypatch.setattr(type(backbone), "latent_shape", lambda self, width, height: shape)
+    sampler = samplers_of(backbone.scheduler_config)[0]
+    scheduler, how = scheduler_of(sampler, backbone.scheduler_config), Sampling(sampler, STEPS, GUIDANCE)
+    pipe.scheduler = getattr(diffusers, SAMPLERS[sampler]).from_config(pipe.scheduler.config)
+    asked = {"num_inference_steps": STEPS, "height": 24, "width": 40} | PLAIN.get(name, {"guidance_scale": GUIDANCE})
+    image = to_images(backbone.decode(sample(backbone, scheduler, [PROMPTS[0]], [7], SIDE, how)))[0]
+    expected = pipe(PROMPTS[0], generator=torch.Generator().manual_seed(7), **asked).images[0]
+    assert image.size == expected.size == (40, 24)
+    assert np.abs(np.asarray(image, dtype=int) - np.asarray(expected, dtype=int)).max() <= 1
 
 
 def test_a_saved_lora_fuses_to_the_same_prediction(name, folder, trained, method, saved):

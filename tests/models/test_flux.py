@@ -139,9 +139,9 @@ class TestTransformer:
 
     def test_sides_must_be_whole_tokens(self, folder):
         backbone = load(folder)
-        assert backbone.resolution == 512 and backbone.latent_shape(32) == (4, 8, 8)  # 128 latents of 4 pixels
+        assert backbone.resolution == 512 and backbone.latent_shape(32, 16) == (4, 4, 8)  # 128 latents of 4 pixels
         with pytest.raises(UserError, match="resolution: 36 is no multiple of 8"):
-            backbone.latent_shape(36)
+            backbone.latent_shape(32, 36)
 
     def test_parts_wait_until_they_are_used(self, folder):
         backbone = load(folder, trainable=True)

@@ -97,9 +97,9 @@ class TestImages:
 
     def test_sides_must_be_whole_tokens(self, folder):
         backbone = load(folder)
-        assert backbone.resolution == 512 and backbone.latent_shape(32) == (4, 8, 8)  # 128 latents of 4 pixels
+        assert backbone.resolution == 512 and backbone.latent_shape(32, 16) == (4, 4, 8)  # 128 latents of 4 pixels
         with pytest.raises(UserError, match="resolution: 36 is no multiple of 8"):
-            backbone.latent_shape(36)
+            backbone.latent_shape(36, 32)
 
 
 class TestTransformer:

@@ -72,7 +72,7 @@ class TestLoading:
     def test_shapes_and_schedule(self, pipeline, v_pipeline):
         backbone = load(pipeline)
         assert backbone.resolution == 32
-        assert backbone.latent_shape(32) == (4, 8, 8) and backbone.latent_shape(48) == (4, 12, 12)
+        assert backbone.latent_shape(32, 32) == (4, 8, 8) and backbone.latent_shape(48, 20) == (4, 5, 12)
         assert list(backbone.encode_prompts(["a"])) == list(backbone.cond_names)
         assert backbone.schedule.prediction_type == "epsilon"
         assert load(v_pipeline).schedule.prediction_type == "v_prediction"
@@ -80,7 +80,7 @@ class TestLoading:
     @pytest.mark.parametrize("resolution", [30, 33, 1])
     def test_a_side_that_is_no_multiple_is_refused(self, pipeline, resolution):
         with pytest.raises(UserError, match=f"resolution: {resolution} is no multiple of the VAE's 4"):
-            load(pipeline).latent_shape(resolution)
+            load(pipeline).latent_shape(resolution, resolution)
 
     def test_nothing_trains_unless_asked(self, pipeline):
         assert not any(p.requires_grad for p in load(pipeline).net.parameters())

@@ -98,11 +98,11 @@ class TestImages:
 
     def test_sides_must_be_whole_tokens_and_within_the_positions(self, folder):
         backbone = load(folder)
-        assert backbone.resolution == 32 and backbone.latent_shape(64) == (4, 16, 16)
+        assert backbone.resolution == 32 and backbone.latent_shape(64, 32) == (4, 8, 16)
         with pytest.raises(UserError, match="resolution: 36 is no multiple of 8"):
-            backbone.latent_shape(36)
+            backbone.latent_shape(36, 36)
         with pytest.raises(UserError, match=r"^resolution: 72 is above this network's 64$"):
-            backbone.latent_shape(72)
+            backbone.latent_shape(8, 72)
 
 
 class TestTransformer:

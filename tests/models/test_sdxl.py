@@ -137,7 +137,8 @@ class TestPrediction:
     def test_time_ids_follow_the_latents(self, base):
         backbone = load(base)
         assert backbone._time_ids(noisy(2, 16)).tolist() == [[64, 64, 0, 0, 64, 64]] * 2
-        assert backbone._time_ids(torch.zeros(1, 4, 8, 16)).tolist() == [[32, 64, 0, 0, 32, 64]]
+        expected = opened(base)._get_add_time_ids((32, 64), (0, 0), (32, 64), torch.float32, 12)  # height comes first
+        assert backbone._time_ids(torch.zeros(1, 4, 8, 16)).tolist() == expected.tolist() == [[32, 64, 0, 0, 32, 64]]
 
     def test_the_refiners_end_with_the_aesthetic_score(self, refiner):
         backbone, pipe = load(refiner, variant="refiner"), opened(refiner)

@@ -51,11 +51,11 @@ def test_decoding_undoes_the_scaling(tmp_path, config):
 def test_shapes(tmp_path):
     vae = made(tmp_path / "vae")
     assert (vae.channels, vae.shrink) == (4, 4)
-    assert vae.latent_shape(12) == (4, 3, 3) and vae.latent_shape(24, patch=2) == (4, 6, 6)
+    assert vae.latent_shape(12, 12) == (4, 3, 3) and vae.latent_shape(24, 16, patch=2) == (4, 4, 6)
     with pytest.raises(UserError, match=r"resolution: 10 is no multiple of the VAE's 4$"):
-        vae.latent_shape(10, patch=2)
+        vae.latent_shape(16, 10, patch=2)
     with pytest.raises(UserError, match="resolution: 12 is no multiple of 8, the VAE's 4 times the patch's 2"):
-        vae.latent_shape(12, patch=2)
+        vae.latent_shape(12, 16, patch=2)
 
 
 def test_it_is_the_pipelines_or_the_one_that_is_given(pipeline, tmp_path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,3 +82,33 @@ def test_identity_of_a_scorer_that_tells_no_more():
 def test_weights_for_the_judge_are_refused():
     with pytest.raises(UserError, match=r"embedded-judge=weights\.pt: the embedded judge has no weights"):
         load_scorer("embedded-judge=weights.pt")
+
+
+def test_a_function_in_a_python_file_is_a_scorer(tmp_path: Path):
+    file = tmp_path / "length.py"
+    file.write_text("def score(images, prompts):\n    return (len(prompt) for prompt in prompts)\n")
+    scorer = load_scorer(str(file))
+    image = Image.new("RGB", (4, 4))
+    assert scorer([image, image], ["abc", "de"]) == [3.0, 2.0]
+    assert scorer.name == "length"
+    before = scorer.version
+    file.write_text(file.read_text() + "# changed\n")
+    assert load_scorer(str(file)).version != before
+    file.write_text("def score(images, prompts):\n    return [1.0]\n")
+    with pytest.raises(UserError, match=r"length\.py: score gives 1 numbers for 2 images"):
+        load_scorer(str(file))([image, image], ["", ""])
+
+
+def test_a_python_file_without_a_scorer_or_with_a_name_of_ours(tmp_path: Path):
+    (tmp_path / "nothing.py").write_text("score = 3\n")
+    with pytest.raises(UserError, match=r"no function load\(device\), and none score\(images, prompts\)"):
+        load_scorer(str(tmp_path / "nothing.py"))
+    (tmp_path / "pickscore.py").write_text("def score(images, prompts):\n    return []\n")
+    with pytest.raises(UserError, match="would be called pickscore"):
+        load_scorer(str(tmp_path / "pickscore.py"))
+
+
+@pytest.mark.parametrize("name", scorer_names())
+def test_every_scorer_has_its_row_in_the_docs(name: str):
+    page = Path(__file__).parents[2] / "docs" / "scorers.md"
+    assert f"| `{name}` |" in page.read_text(encoding="utf-8")

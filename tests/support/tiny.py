@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,13 +10,17 @@ from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNe
 from support.datasets import encoded, noise
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from diffpref.data.dataset import PreferenceDataset
+from diffpref.data.direct import Direct
+from diffpref.data.measuring import assign_buckets
 from diffpref.data.schema import DatasetSummary, PairRow
 from diffpref.data.writing import ShardWriter
 from diffpref.embedded.build.base import TEXT_LENGTH, make_tokenizer
 from diffpref.models import sd
-from diffpref.train.config import ModelConfig
+from diffpref.train.config import DataConfig, ModelConfig
 from diffpref.types import Points
 
+MIXED = ((40, 40), (60, 36), (36, 60), (48, 48), (90, 30))  # of aspect ratio 1, 5/3, 3/5, 1 and 3
 SIDE = 32  # pixels; latents are 4 x 8 x 8
 CPU = torch.device("cpu")
 PROMPTS = ["a large red circle", "", "a small blue cross on the left, grey background"]
@@ -159,6 +164,17 @@ def make_pairs(count: int, **columns: list) -> list[PairRow]:
     return rows
 
 
+def make_mixed(count: int, sizes: tuple[tuple[int, int], ...] = MIXED) -> list[PairRow]:
+    """Pairs of pictures of these sizes in turn, a pair's two of the same shape and not of the same scale."""
+    rows = []
+    for number, pair in enumerate(make_pairs(count)):
+        width, height = sizes[number % len(sizes)]
+        chosen = encoded(noise(2 * number, width, height))
+        rejected = encoded(noise(2 * number + 1, 2 * width, 2 * height))
+        rows.append(replace(pair, chosen=chosen, rejected=rejected))
+    return rows
+
+
 def write_pairs(folder: Path, rows: list[PairRow]) -> Path:
     """Write pairs as a dataset in the normal form."""
     folder.mkdir(parents=True)
@@ -169,6 +185,11 @@ def write_pairs(folder: Path, rows: list[PairRow]) -> Path:
     summary = DatasetSummary("test", "memory", "train", {}, len(rows), len(rows), ties, {}, [])
     summary.write(folder)
     return folder
+
+
+def make_direct(dataset: PreferenceDataset, backbone: sd.StableDiffusion, data: DataConfig) -> Direct:
+    """The encoders themselves in place of a store, at squares."""
+    return Direct(dataset, backbone, data, assign_buckets(Path(), dataset, data))
 
 
 def write_json(file: Path, content: object) -> None:

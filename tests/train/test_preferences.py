@@ -9,6 +9,7 @@ import torch
 from support.datasets import encoded, make_images, noise, write_rows
 from support.tiny import SIDE, load, make_pairs, write_pairs
 
+from diffpref.data.dataset import PreferenceDataset
 from diffpref.data.direct import Direct
 from diffpref.data.store import Store
 from diffpref.embedded.describer import describe
@@ -26,6 +27,7 @@ class Alone:
     """An accelerator of one process."""
 
     is_main_process: bool = True
+    num_processes: int = 1
 
     def wait_for_everyone(self) -> None:
         """Nobody to wait for."""
@@ -223,6 +225,15 @@ class TestEmbedded:
         scores = np.stack([everything.numbers[f"{side}_score_embedded_judge"] for side in everything.sides])
         expected = np.sort(scores.ravel())[-10:]
         np.testing.assert_array_equal(np.sort(dataset.numbers["score_embedded_judge"]), expected)
+
+    def test_expert_pairs_are_those_of_the_best_preferred_images(self, embedded, monkeypatch):
+        given = embedded(monkeypatch, path="embedded-expert-pairs")
+        dataset = open_dataset(given, Alone())
+        assert dataset.kind == "pairs" and len(dataset) == 10
+        everything = PreferenceDataset.open(dataset_path(given).with_name("preferences-scored"))
+        name = "chosen_score_embedded_judge"
+        chosen = everything.numbers[name][everything.labels == 1]
+        np.testing.assert_array_equal(np.sort(dataset.numbers[name]), np.sort(chosen)[-10:])
 
     def test_nothing_is_made_twice(self, embedded, monkeypatch):
         given = embedded(monkeypatch, "liked", path="embedded-experts", captions="image")

@@ -79,6 +79,17 @@ class Captioner(Protocol):
         ...
 
 
+@runtime_checkable
+class Looker(Protocol):
+    """A captioner that can be shown several images at once, as a judge of two must be."""
+
+    def look(
+        self, shown: Sequence[Sequence[Image.Image]], prompts: Sequence[str], draws: Sequence[int]
+    ) -> Sequence[str | NoCaption]:
+        """One answer to the template for each row of images, or why there is none."""
+        ...
+
+
 def load_captioner(options: CaptionOptions) -> Captioner:
     """Load a captioner. Raises UserError as `identity`, and where it does not load."""
     module = modules.find(captioners, KIND, options.captioner)

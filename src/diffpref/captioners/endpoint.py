@@ -46,6 +46,7 @@ QUALITY = 95  # of the JPEG
 ABOUT_THE_IMAGE = (400, 413, 415, 422)  # statuses of a server that will not have this one request
 BUSY = (408, 425, 429)  # and every 5xx
 LONGEST_PAUSE = 60.0
+SEVERAL = 4
 SHOWN = 200  # characters of a server's own words
 
 
@@ -86,22 +87,36 @@ class Endpoint:
     address: str
     options: CaptionOptions
     key: str | None = field(repr=False)
+    worked: list[bool] = field(default_factory=list)  # not empty once there was a caption
 
     def __call__(
         self, images: Sequence[Image.Image], prompts: Sequence[str], draws: Sequence[int]
     ) -> list[str | NoCaption]:
         """One caption for each image, `batch_size` requests at a time, or why the server gives none.
 
-        Raises UserError where it refuses key, address or model, RunError where it stays busy, broken or silent.
+        Raises UserError where it refuses key, address, model or several images at once and none was captioned yet,
+        RunError where it stays busy, broken or silent.
         """
+        return self.look([[image] for image in images], prompts, draws)
+
+    def look(
+        self, shown: Sequence[Sequence[Image.Image]], prompts: Sequence[str], draws: Sequence[int]
+    ) -> list[str | NoCaption]:
+        """The same for several images at once: one answer for each row of images that are shown together."""
         with ThreadPoolExecutor(self.options.batch_size) as pool:
             try:
-                return list(pool.map(self._caption, images, prompts, draws))
+                said = list(pool.map(self._caption, shown, prompts, draws))
             finally:
                 pool.shutdown(cancel_futures=True)
+        refused = [each.reason for each in said if isinstance(each, NoCaption)]
+        if len(refused) < len(said):
+            self.worked.append(True)
+        elif len(refused) >= SEVERAL and not self.worked:  # then it is the request that is wrong, not the images
+            raise UserError(f"{self.address} answers about no image: {refused[0]}")
+        return said
 
-    def _caption(self, image: Image.Image, prompt: str, draw: int) -> str | NoCaption:
-        asked = self._question(image, prompt, draw)
+    def _caption(self, images: Sequence[Image.Image], prompt: str, draw: int) -> str | NoCaption:
+        asked = self._question(images, prompt, draw)
         for attempt in range(1, self.options.tries + 1):
             try:
                 return plain(self._answer(asked)) or NoCaption("an empty answer")
@@ -113,13 +128,10 @@ class Endpoint:
                 time.sleep(busy.pause(attempt))
         raise AssertionError("the last try returns or raises")
 
-    def _question(self, image: Image.Image, prompt: str, draw: int) -> bytes:
-        """The body of a request."""
-        stream = io.BytesIO()
-        image.save(stream, "JPEG", quality=QUALITY)
-        shown = f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    def _question(self, images: Sequence[Image.Image], prompt: str, draw: int) -> bytes:
+        """The body of a request: the images, then the text."""
         text = self.options.template.format(prompt=prompt)
-        content = [{"type": "image_url", "image_url": {"url": shown}}, {"type": "text", "text": text}]
+        content = [*map(_shown, images), {"type": "text", "text": text}]
         body: dict[str, Any] = {
             "model": self.options.model,
             "messages": [{"role": "user", "content": content}],
@@ -173,6 +185,16 @@ class Endpoint:
         if self.key is not None:
             text = text.replace(self.key, "***")
         return text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
+
+
+def _shown(image: Image.Image) -> dict[str, Any]:
+    """An image as a part of a message."""
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=QUALITY)
+    return {
+        "type": "image_url",
+        "image_url": {"url": f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"},
+    }
 
 
 def version(options: CaptionOptions) -> str:

@@ -1,6 +1,6 @@
 """Any image-text-to-text model of transformers as a captioner, by hub id or folder.
 
-A model with a chat template is asked in a chat of one turn, image first. One without (BLIP, GIT, PaliGemma) gets the
+A model with a chat template is asked in a chat of one turn, images first. One without (BLIP, GIT, PaliGemma) gets the
 text as it is, one image at a time, for each of them understands padding differently. torchvision is not needed:
 transformers then takes the processors that work with PIL. Only parts for videos have no such form, and are left out.
 """
@@ -55,20 +55,31 @@ class VisionLanguageModel:
         self, images: Sequence[Image.Image], prompts: Sequence[str], draws: Sequence[int]
     ) -> list[str | NoCaption]:
         """One caption for each image, `batch_size` at a time."""
+        return self.look([[image] for image in images], prompts, draws)
+
+    def look(
+        self, shown: Sequence[Sequence[Image.Image]], prompts: Sequence[str], draws: Sequence[int]
+    ) -> list[str | NoCaption]:
+        """The same for several images at once: one answer for each row of images that are shown together.
+
+        Raises UserError for several images where the model has no chat template, which says where they stand.
+        """
+        if not self._chats and any(len(images) > 1 for images in shown):
+            raise UserError(f"--model: {self.options.model} has no chat template, so it cannot be shown several images")
         size = self.options.batch_size if self._chats else 1
-        return in_batches(self._batch, size, images, prompts, draws)
+        return in_batches(self._batch, size, shown, prompts, draws)
 
     @property
     def _chats(self) -> bool:
         return bool(getattr(self.processor, "chat_template", None))
 
     def _batch(
-        self, images: Sequence[Image.Image], prompts: Sequence[str], draws: Sequence[int]
+        self, shown: Sequence[Sequence[Image.Image]], prompts: Sequence[str], draws: Sequence[int]
     ) -> list[str | NoCaption]:
         texts = [self.options.template.format(prompt=self._harmless(prompt)) for prompt in prompts]
         sampler = RowSampler(draws, self.options.temperature, self.options.top_p)
         limit = self.options.max_new_tokens
-        tokens = write(self.network, self._inputs(images, texts), sampler, max_new_tokens=limit)
+        tokens = write(self.network, self._inputs(shown, texts), sampler, max_new_tokens=limit)
         written = self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return [plain(text) or NoCaption("the model says nothing") for text in written]
 
@@ -79,17 +90,18 @@ class VisionLanguageModel:
             prompt = prompt.replace(mark, " ")
         return prompt
 
-    def _inputs(self, images: Sequence[Image.Image], texts: list[str]) -> Any:
+    def _inputs(self, shown: Sequence[Sequence[Image.Image]], texts: list[str]) -> Any:
         """What the model reads, padded, on its device and in its dtype."""
         if self._chats:
             turns = [
-                [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": each}]}] for each in texts
+                [{"role": "user", "content": [*({"type": "image"} for _ in images), {"type": "text", "text": text}]}]
+                for images, text in zip(shown, texts, strict=True)
             ]
             texts = self.processor.apply_chat_template(turns, add_generation_prompt=True)
         start = self.processor.tokenizer.bos_token
         written = start is not None and all(text.startswith(start) for text in texts)  # by the chat template
         inputs = self.processor(
-            images=[[image] for image in images],
+            images=[list(images) for images in shown],
             text=texts,
             padding=True,
             add_special_tokens=not written,

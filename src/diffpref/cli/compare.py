@@ -30,7 +30,7 @@ class Compare:
     category: str | None = None
     """Only prompts of these categories, with commas between."""
     features: str = "pixels"
-    """What diversity and drift are measured by: pixels or none."""
+    """What diversity and drift are measured by: pixels, clip-h or clip-l (or =WEIGHTS after these), or none."""
     largest_fall: float = 0.2
     """The share of its diversity that a tuned model may lose without an alarm."""
     device: str = "cpu"

@@ -19,6 +19,12 @@ class Options:
     """The pipeline folder or hub id whose VAE and text encoder are used, or `embedded`."""
     split: str = "train"
     resolution: int = 512
+    buckets: bool = False
+    """Store shapes near those of the images instead of squares, for training with data.buckets."""
+    bucket_step: int = 64
+    """Sides of buckets are multiples of so many pixels, as training's data.bucket_step."""
+    bucket_max_aspect: float = 2.5
+    """One side of a bucket is at most so many times the other, as training's data.bucket_max_aspect."""
     crop: Literal["center", "none"] = "center"
     flip: bool = False
     """Store the mirrored images too, for training with data.flip."""
@@ -61,6 +67,9 @@ def main(arguments: list[str]) -> None:
         path=options.dataset,
         split=options.split,
         resolution=options.resolution,
+        buckets=options.buckets,
+        bucket_step=options.bucket_step,
+        bucket_max_aspect=options.bucket_max_aspect,
         crop=options.crop,
         flip=options.flip,
         captions=options.captions,
@@ -81,4 +90,7 @@ def main(arguments: list[str]) -> None:
     for row, reason in store.bad.items():
         print(f"skipped {dataset.ids[row]}: {reason}")
     texts = len(next(iter(store.text.values())))
-    print(f"{len(store.latents)} latents and {texts} prompts in {folder}, {store.nbytes:,} bytes")
+    print(f"{sum(map(len, store.latents))} latents and {texts} prompts in {folder}, {store.nbytes:,} bytes")
+    if options.buckets:
+        rows = [row for row in range(len(dataset)) if row not in dataset.left_out and row not in store.bad]
+        print(f"buckets: {store.buckets.told(store.buckets.counts(rows))}")

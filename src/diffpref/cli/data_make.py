@@ -30,7 +30,10 @@ class LabelArguments:
     output: Annotated[Positional[Path], arg(metavar="OUTPUT")]
     """The folder to write; it must be empty or absent."""
     scorer: str = "embedded-judge"
-    """The reward models, with commas between them: names, or Python files with a function load(device)."""
+    """The reward models, with commas between them: names, NAME=WEIGHTS with weights of one's own, or Python files with
+    a function load(device). All of them see an image in one pass."""
+    precision: Literal["fp32", "fp16", "bf16"] | None = None
+    """Of the reward models' weights, each its own when not given; scores are always fp32."""
     rule: Literal["mean", "majority", "agree"] | None = None
     """Give pairs new labels: by the mean of standardised score differences, by votes, or only where all agree."""
     device: str = "cpu"
@@ -51,7 +54,7 @@ class LabelArguments:
 
 @dataclass(frozen=True)
 class SelectArguments:
-    """Keep the images with the highest scores, as single images (Diffusion-DRO's experts)."""
+    """Keep the images with the highest scores, as single images (Diffusion-DRO's experts), or their pairs."""
 
     dataset: Annotated[Positional[Path], arg(metavar="DATASET")]
     """A dataset with scores, of pairs or single images."""
@@ -63,6 +66,8 @@ class SelectArguments:
     """How many images."""
     per_prompt: int = 0
     """At most so many images of a prompt; 0 sets no limit."""
+    pairs: bool = False
+    """Keep whole pairs, by the scores of their preferred images."""
     split: str = "train"
     """The split to read."""
     overwrite: bool = False
@@ -107,10 +112,11 @@ class PairsArguments:
 def run_label(arguments: list[str]) -> None:
     """`diffpref data label DATASET OUTPUT`."""
     given = parse(LabelArguments, arguments, "diffpref data label")
-    from diffpref.data.labelling import label_dataset, scorers_named
+    from diffpref.data.labelling import label_dataset
+    from diffpref.data.scoring import scorers_named
 
     running = running_of(given.workers, given.engine, given.ledger, given.device)
-    scorers = scorers_named(given.scorer, given.device)
+    scorers = scorers_named(given.scorer, given.device, given.precision)
     if summary := label_dataset(opened(given), given.output, scorers, given.rule, running, given.overwrite):
         tell(given, summary)
 
@@ -124,7 +130,10 @@ def run_select(arguments: list[str]) -> None:
         raise UserError(f"--per-prompt: {given.per_prompt} is not 0 or above")
     from diffpref.data.annotate import select_top
 
-    tell(given, select_top(opened(given), given.output, given.scorer, given.top, given.per_prompt, given.overwrite))
+    made = select_top(
+        opened(given), given.output, given.scorer, given.top, given.per_prompt, given.overwrite, given.pairs
+    )
+    tell(given, made)
 
 
 def run_pairs(arguments: list[str]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from diffpref.cli.parsing import parse
+from diffpref.drawing import ModelOptions, load_drawn
 from diffpref.errors import UserError
 
 
@@ -20,7 +21,10 @@ class Options:
     output: Annotated[Positional[str], arg(metavar="OUTPUT")]
     """The folder to fill; what it already holds of the same set is kept."""
     prompts: str
-    """A text file with one prompt a line, a dataset in the normal form, or `embedded`."""
+    """A text file with one prompt a line, a .json array, HPDv2's folder of STYLE.json, PartiPrompts.tsv, Pick-a-Pic or
+    a dataset in the normal form (parquet), or `embedded`."""
+    split: str | None = None
+    """The split of a dataset or of Pick-a-Pic; `train`, or the only one, when not given."""
     limit: int = 0
     """Only the first so many prompts; 0 takes all."""
     images_per_prompt: int = 1
@@ -32,17 +36,7 @@ class Options:
     resolution: int = 0
     """Side in pixels; 0 takes the model's own."""
     batch_size: int = 8
-    lora: tuple[str, ...] = ()
-    """LoRA weights: a file, or the final/ folder of a LoRA run; several are added up."""
-    lora_scales: tuple[float, ...] = ()
-    """What each of them is multiplied by; 1 when not given."""
-    unet: str | None = None
-    """Another U-Net: a folder, or a pipeline folder or hub id that holds one."""
-    negative: str | None = None
-    """What guides from the other side (NPO): LoRA weights, added to the model as it is drawn from, or a pipeline."""
-    merge_weight: float = 0.0
-    """The share of --lora and --unet that is taken out from under --negative's LoRA weights again."""
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    on: OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)
 
 
 def main(arguments: list[str]) -> None:
@@ -53,36 +47,26 @@ def main(arguments: list[str]) -> None:
     from pathlib import Path
 
     from diffpref.data.engine import is_main
-    from diffpref.evaluate.generate import fingerprint, generate, wishes
+    from diffpref.evaluate.generate import generate, wishes
     from diffpref.evaluate.prompts import read_prompts
-    from diffpref.models.loading import best_device, load_backbone, load_negative, scheduler_config_of, weights_dtype
+    from diffpref.models.loading import scheduler_config_of
     from diffpref.sampling import Sampling, refuse_sampler, samplers_of
-    from diffpref.train.config import ModelConfig
 
-    prompts = read_prompts(options.prompts)[: options.limit or None]
-    device = best_device()
+    prompts = read_prompts(options.prompts, options.split)[: options.limit or None]
     scheduler = scheduler_config_of(options.model)
     sampler = options.sampler or samplers_of(scheduler)[0]
     refuse_sampler(sampler, scheduler, "--sampler")
-    model = ModelConfig(options.model, lora=options.lora, lora_scales=options.lora_scales, unet=options.unet)
-    weights = weights_dtype(options.mixed_precision, device)
-    backbone = load_backbone(model, device, weights, trainable=False)
-    name, negative = fingerprint(backbone), None
-    if options.negative:
-        negative = load_negative(model, backbone, options.negative, options.merge_weight, weights)
-        name = f"{name} against {fingerprint(negative)}"
+    model = load_drawn(options.model, options.on)
     wanted = wishes(prompts, options.images_per_prompt, options.seed)
-    how = Sampling(sampler, options.steps, options.guidance_scale)
-    resolution = options.resolution or backbone.resolution
     generate(
-        backbone,
+        model.backbone,
         Path(options.output),
         wanted,
-        how,
-        resolution,
+        Sampling(sampler, options.steps, options.guidance_scale),
+        options.resolution or model.backbone.resolution,
         options.batch_size,
-        model=name,
-        negative=negative,
+        model=model.name,
+        negative=model.negative,
         shared=True,
     )
     if is_main():
@@ -96,9 +80,4 @@ def _check(options: Options) -> None:
     for key in ("limit", "resolution", "guidance_scale"):
         if not getattr(options, key) >= 0:
             raise UserError(f"--{key.replace('_', '-')}: {getattr(options, key)} is not 0 or above")
-    if len(options.lora_scales) not in (0, len(options.lora)):
-        raise UserError(f"--lora-scales: {len(options.lora_scales)} numbers for {len(options.lora)} of --lora")
-    if not 0 <= options.merge_weight <= 1:
-        raise UserError(f"--merge-weight: {options.merge_weight} is not from 0 to 1")
-    if options.merge_weight and not (options.negative and (options.lora or options.unet)):
-        raise UserError("--merge-weight: there is nothing to take out; it goes with --negative and --lora or --unet")
+    options.on.check()

@@ -10,7 +10,7 @@ import hashlib
 import math
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,37 +24,66 @@ from diffpref.progress import track
 
 
 def select_top(
-    dataset: PreferenceDataset, output: Path, scorer: str, top: int, per_prompt: int = 0, overwrite: bool = False
+    dataset: PreferenceDataset,
+    output: Path,
+    scorer: str,
+    top: int,
+    per_prompt: int = 0,
+    overwrite: bool = False,
+    pairs: bool = False,
 ) -> DatasetSummary:
     """The `top` images with the highest scores in the columns of that scorer, as single images.
 
+    pairs: pairs instead, whole, by the scores of their preferred images; ties have none and are left out.
     An image counts once with a prompt, as in Diffusion-DRO's choice of experts (basiclab/DiffusionDRO,
     tools/pickapic.py), which also takes the best of all and not of each prompt; `per_prompt` above 0 takes at most so
     many of a prompt. Of equal scores the earlier row's image comes first. Raises UserError where there are no scores.
     """
+    if pairs and dataset.kind != "pairs":
+        raise UserError(f"--pairs: {dataset.path} holds single images; leave --pairs out")
     columns = columns_of(dataset, scorer)
-    scores = np.stack([dataset.numbers[column] for column in columns], axis=1).ravel()  # of row r, side s: 2 r + s
+    scores = np.stack([dataset.numbers[column] for column in columns], axis=1)  # of each row and side
+    units, ties = scores.size, 0
+    if pairs:
+        preferred = np.stack([dataset.labels > 0.5, dataset.labels < 0.5], axis=1)
+        scores = np.where(preferred, scores, np.nan)
+        units, ties = len(dataset), int((dataset.labels == 0.5).sum())
+    scores = scores.ravel()  # of row r, side s: 2 r + s
     scored = np.flatnonzero(np.isfinite(scores))
     order = scored[np.argsort(-scores[scored], kind="stable")]
     chosen, duplicates, surplus = _first_different(dataset, order, top, per_prompt)
     if len(chosen) < top:
         print(f"diffpref: warning: there are only {len(chosen)} different images with a score", file=sys.stderr)
-    names = dict.fromkeys(_of_one_image(name) for name in dataset.score_columns())
-    options: dict[str, str | float] = {"scorer": scorer, "top": top}
+    options: dict[str, str | float] = {"scorer": scorer, "top": top, "of": "pairs" if pairs else "images"}
     if per_prompt:
         options["per_prompt"] = per_prompt
     if chosen:
         options["lowest_score"] = float(scores[sorted(chosen)].min())
-    with making(dataset, output, "select", options, "images", list(names), overwrite) as made:
-        for row, side, content in dataset.iter_images({place // len(columns) for place in chosen}):
-            if row * len(columns) + dataset.sides.index(side) in chosen:
-                made.keep(single_image(dataset, row, side, content))
-        made.read = len(scores)
+    names = dataset.score_columns()
+    if not pairs:
+        names = list(dict.fromkeys(map(_of_one_image, names)))
+    with making(dataset, output, "select", options, "pairs" if pairs else "images", names, overwrite) as made:
+        for row in _whole(dataset, chosen) if pairs else _singles(dataset, chosen):
+            made.keep(row)
+        made.read = units
         made.dropped["lower score"] = len(order) - len(chosen) - duplicates - surplus
         made.dropped["same image and prompt"] = duplicates
         made.dropped["enough of its prompt"] = surplus
-        made.dropped["without a score"] = len(scores) - len(scored)
+        made.dropped["tie"] = ties
+        made.dropped["without a score"] = units - ties - len(scored)
     return made.summary()
+
+
+def _whole(dataset: PreferenceDataset, chosen: set[int]) -> Iterator[Row]:
+    rows = {place // len(dataset.sides) for place in chosen}
+    return (row for number, row in enumerate(dataset.rows()) if number in rows)
+
+
+def _singles(dataset: PreferenceDataset, chosen: set[int]) -> Iterator[Row]:
+    sides = len(dataset.sides)
+    for row, side, content in dataset.iter_images({place // sides for place in chosen}):
+        if row * sides + dataset.sides.index(side) in chosen:
+            yield single_image(dataset, row, side, content)
 
 
 def columns_of(dataset: PreferenceDataset, scorer: str) -> list[str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from diffpref.data.dataset import PreferenceDataset
-from diffpref.data.shards import KEY_BYTES
+from diffpref.data.shard import KEY_BYTES
 from diffpref.errors import UserError
 from diffpref.files import write_whole
 
@@ -86,18 +86,26 @@ def share(
         left = waiting
 
 
-class ImageHashes:
-    """The SHA-256 sums of a dataset's images, kept in the store, so that a start need not read the images.
+class ImageNotes:
+    """A few numbers of each of a dataset's images, kept in the store, so that a start need not read the images.
 
-    rows: uint8 (rows, sides, 32), zeros where unknown. A file of the dataset is known by its size, its time and its
-    footer, wherever it lies. What is kept here is never trusted: sums that no shard holds are summed again.
+    rows: (rows, sides, numbers), those of `unknown` where nothing is known. name: what the files end with. sound: which
+    entries (..., numbers) count as known. A file of the dataset is known by its size, its time and its footer, wherever
+    it lies.
     """
 
-    def __init__(self, folder: Path, dataset: PreferenceDataset) -> None:
-        self.rows = np.zeros((len(dataset), len(dataset.sides), KEY_BYTES), np.uint8)
+    def __init__(
+        self,
+        folder: Path,
+        dataset: PreferenceDataset,
+        name: str,
+        unknown: np.ndarray,
+        sound: Callable[[np.ndarray], np.ndarray],
+    ) -> None:
+        self.rows, self._sound = np.tile(unknown, (len(dataset), len(dataset.sides), 1)), sound
         stops = [shard.first + sum(shard.groups) for shard in dataset.shards]
         self._files = [
-            (range(shard.first, stop), folder / f"images-{_identity(shard.file)}.sha256")
+            (range(shard.first, stop), folder / f"images-{_identity(shard.file)}.{name}")
             for shard, stop in zip(dataset.shards, stops, strict=True)
         ]
         self.refresh(range(len(dataset)))
@@ -109,8 +117,8 @@ class ImageHashes:
             with contextlib.suppress(OSError), file.open("rb") as opened:
                 opened.seek(offset)
                 kept = opened.read(known.nbytes)  # the file ends with the last row that is known
-                found = np.frombuffer(kept.ljust(known.nbytes, b"\0"), np.uint8).reshape(known.shape)
-                known[:] = np.where(found.any(axis=2, keepdims=True), found, known)
+                found = np.frombuffer(kept.ljust(known.nbytes, b"\0"), known.dtype).reshape(known.shape)
+                known[:] = np.where(self._sound(found)[..., None], found, known)
 
     def note(self, rows: range) -> None:
         """Keep what is known of these rows. Each process writes the same numbers to the same places."""
@@ -127,6 +135,16 @@ class ImageHashes:
         size = self.rows[:1].nbytes
         parts = [(range(max(rows.start, own.start), min(rows.stop, own.stop)), own, file) for own, file in self._files]
         return [(part, file, (part.start - own.start) * size) for part, own, file in parts if part]
+
+
+def image_hashes(folder: Path, dataset: PreferenceDataset) -> ImageNotes:
+    """The SHA-256 sums of a dataset's images, uint8 (rows, sides, 32), zeros where unknown.
+
+    What is kept is never trusted: sums that no shard holds are summed again.
+    """
+    return ImageNotes(
+        folder, dataset, "sha256", np.zeros(KEY_BYTES, np.uint8), lambda sums: np.asarray(sums.any(axis=-1))
+    )
 
 
 class Unreadable:

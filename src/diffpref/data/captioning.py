@@ -8,6 +8,7 @@ Of a tie nothing is perturbed. The tools are asked through the engine, so nothin
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from diffpref.captioners.base import Captioner, NoCaption
+from diffpref.data.choice import MAX_BAD_SHARE
 from diffpref.data.dataset import PreferenceDataset
 from diffpref.data.engine import (
     Asked,
@@ -29,7 +31,7 @@ from diffpref.data.engine import (
     is_main,
     ledger_of,
 )
-from diffpref.data.making import making
+from diffpref.data.making import Making, making, whole_already
 from diffpref.data.schema import DatasetSummary, PairRow
 from diffpref.draws import draw_seed
 from diffpref.errors import UserError
@@ -39,7 +41,7 @@ from diffpref.progress import track
 Mode = Literal["p", "h"]
 Identity = dict[str, str | float]
 TIE, SAME, EMPTY = "a perturbed text: tie", "a perturbed text: nothing to change", "a perturbed text: no caption"
-BATCH = 32  # questions that a tool sees at once; it cuts them further by its own batch size
+BATCH = 32  # questions that a tool sees at once, if not told; it cuts them further by its own batch size
 
 
 def caption_dataset(
@@ -49,27 +51,34 @@ def caption_dataset(
     identity: Identity,
     running: Running | None = None,
     overwrite: bool = False,
+    batch: int = BATCH,
 ) -> DatasetSummary | None:
     """The dataset with a caption of its own for every image, in `chosen_prompt, rejected_prompt` or `image_prompt`.
 
     identity: what captions depend on besides images and prompts, the captioner's name, version and options. What is
     drawn depends on its `seed` and the prompt. Captions that were there are replaced. Those that the ledger holds are
-    not made again. None on ranks above 0. Raises UserError where `output` is taken or over 5% of the rows have broken
-    images, which are left out.
+    not made again. batch: images that the captioner is given at once. None on ranks above 0. Raises UserError where
+    `output` is taken or over 5% of the rows have broken images, which are left out.
     """
+    if not overwrite and (whole := whole_already(dataset, output, "caption", identity)):
+        return whole if is_main() else None
     running, ledger = running or Running(), ledger_of(dataset.path, (running or Running()).ledger)
     columns = [f"{side}_prompt" for side in dataset.sides]
     say = partial(_captions_of, Once(load), int(identity.get("seed", 0)))
-    stage = Stage(f"caption-{identity['captioner']}", identity, say, "text", BATCH)
+    stage = Stage(f"caption-{identity['captioner']}", identity, say, "text", batch)
     if not is_main():
         ask(stage, image_questions(dataset, ledger), dataset, ledger, running)
         return None
     with making(dataset, output, "caption", identity, dataset.kind, dataset.score_columns(), overwrite) as made:
         answers = ask(stage, image_questions(dataset, ledger), dataset, ledger, running)
+        without, why = 0, ""
         for _, row, said in made.answered([answers] if answers else []):
             captions = {name: answer.value for name, answer in zip(columns, said[0], strict=True)}
             made.missing.update(name for name, caption in captions.items() if caption is None)
+            without += None in captions.values()
+            why = why or next((answer.why for answer in said[0] if answer.why), "")
             made.keep(replace(row, **captions))
+        _warn_of_missing(made, without, why)
     return made.summary()
 
 
@@ -81,6 +90,7 @@ def perturb_dataset(
     mode: Mode,
     running: Running | None = None,
     overwrite: bool = False,
+    batch: int = BATCH,
 ) -> DatasetSummary | None:
     """The pairs with the texts of a mode, in `chosen_prompt` and `rejected_prompt`.
 
@@ -94,13 +104,15 @@ def perturb_dataset(
     texts = dataset.texts
     if mode == "h" and not any(text for name in ("chosen_prompt", "rejected_prompt") for text in texts.get(name, [])):
         raise UserError(f"--mode h: {dataset.path} has no captions of images; `diffpref data caption` writes them")
+    options: Identity = {**identity, "mode": mode}
+    if not overwrite and (whole := whole_already(dataset, output, "perturb", options)):
+        return whole if is_main() else None
     running, ledger = running or Running(), ledger_of(dataset.path, (running or Running()).ledger)
     say = partial(_perturbed_of, Once(load), int(identity.get("seed", 0)))
-    stage = Stage(f"perturb-{identity['perturber']}", identity, say, "text", BATCH)
+    stage = Stage(f"perturb-{identity['perturber']}", identity, say, "text", batch)
     if not is_main():
         ask(stage, _questions(dataset, mode), dataset, ledger, running)
         return None
-    options: Identity = {**identity, "mode": mode}
     with making(dataset, output, "perturb", options, "pairs", dataset.score_columns(), overwrite) as made:
         answers = ask(stage, _questions(dataset, mode), dataset, ledger, running)
         asked = 0
@@ -145,21 +157,27 @@ def _worse(label: float) -> Literal["chosen", "rejected"] | None:
     return None if label == 0.5 else "rejected" if label > 0.5 else "chosen"
 
 
+def _warn_of_missing(made: Making, without: int, why: str) -> None:
+    if without > MAX_BAD_SHARE * made.kept:
+        told = f"{without} of {made.kept} rows have an image without a caption; the first: {why or 'no words'}"
+        print(f"diffpref: warning: {told}", file=sys.stderr)
+
+
 def _captions_of(load: Once[Captioner], seed: int) -> Say:
-    return partial(_captions, load(), seed)
+    return partial(_captions, load, seed)  # not loaded before something is asked that the ledger cannot answer
 
 
-def _captions(captioner: Captioner, seed: int, asked: list[Asked]) -> list[str | Refusal]:
+def _captions(load: Once[Captioner], seed: int, asked: list[Asked]) -> list[str | Refusal]:
     images = [each.image for each in asked if each.image is not None]
     draws = [draw_seed(seed, "caption", each.text) for each in asked]
-    said = captioner(images, [each.text for each in asked], draws)
+    said = load()(images, [each.text for each in asked], draws)
     return [Refusal(each.reason) if isinstance(each, NoCaption) else each for each in said]
 
 
 def _perturbed_of(load: Once[Perturber], seed: int) -> Say:
-    return partial(_perturbed, load(), seed)
+    return partial(_perturbed, load, seed)
 
 
-def _perturbed(perturber: Perturber, seed: int, asked: list[Asked]) -> list[str]:
+def _perturbed(load: Once[Perturber], seed: int, asked: list[Asked]) -> list[str]:
     draws = [draw_seed(seed, "perturb", each.name) for each in asked]
-    return [*perturber([each.text for each in asked], draws)]
+    return [*load()([each.text for each in asked], draws)]

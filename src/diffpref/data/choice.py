@@ -32,6 +32,7 @@ def choose_rows(dataset: PreferenceDataset, bad: Collection[int], data: DataConf
     and adding rows moves no prompt. Raises UserError where nothing is left to train on.
     """
     train, heldout, dropped = [], [], {"unreadable": 0, "ties": 0}
+    held = {prompt for prompt in set(dataset.prompts) if uniform(draw_seed(prompt), "holdout") < data.holdout}
     for row in range(len(dataset)):
         if reason := dataset.left_out.get(row):
             dropped[reason] = dropped.get(reason, 0) + 1
@@ -39,7 +40,7 @@ def choose_rows(dataset: PreferenceDataset, bad: Collection[int], data: DataConf
             dropped["unreadable"] += 1
         elif data.ties == "drop" and dataset.labels[row] == 0.5:
             dropped["ties"] += 1
-        elif uniform(draw_seed(dataset.prompts[row]), "holdout") < data.holdout:
+        elif dataset.prompts[row] in held:
             heldout.append(row)
         else:
             train.append(row)

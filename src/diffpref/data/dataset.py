@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from diffpref.data import parquet
-from diffpref.data.columns import kind_of, numbers, read_light, type_of
+from diffpref.data.columns import kind_of, numbers, read_light, texts_of, type_of
 from diffpref.data.schema import DATASET_FILE, ROWS, SIDES, Kind, Row, Side, is_score, read_dataset_file, rows_told
 from diffpref.errors import UserError, nearest
+from diffpref.files import stamp
 
 CACHED_GROUPS = 4  # row groups of one side that random access keeps
 
@@ -45,6 +46,19 @@ class Pictures:
 
     shards: tuple[Shard, ...]
     sides: tuple[Side, ...]
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return sum(sum(shard.groups) for shard in self.shards)
+
+    def parts(self) -> Iterator[tuple[str, Pictures]]:
+        """The images of each file, under a name that changes whenever the file is written."""
+        for shard in self.shards:
+            yield stamp([shard.file]), Pictures((shard,), self.sides)
+
+    def where(self, row: int, side: str) -> str:
+        """An image's place in words."""
+        return f"row {row}" if len(self.sides) == 1 else f"row {row} ({side})"
 
     def row_groups(self) -> Iterator[RowGroup]:
         """What the files are read by, in file order."""
@@ -123,7 +137,7 @@ class PreferenceDataset:
         if (told := rows_told(described, split)) not in (None, first):
             raise UserError(f"{path} holds {first} {kind}, but its {DATASET_FILE} tells {told}")
         light = pa.concat_tables(tables, promote_options="default")
-        texts = {name: light[name].to_pylist() for name in light.column_names if light[name].type == pa.string()}
+        texts = {name: texts_of(light[name]) for name in light.column_names if light[name].type == pa.string()}
         values = {name: numbers(light[name]) for name in light.column_names if name not in texts}
         ids, prompts = texts.pop("id", [None] * first), texts.pop("prompt")
         labels, weights = (values.pop(name, np.full(first, np.nan)) for name in ("label", "weight"))

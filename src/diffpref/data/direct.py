@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from diffpref.data.buckets import Size
 from diffpref.data.choice import refuse_many_bad
 from diffpref.data.dataset import PreferenceDataset
 from diffpref.data.images import BadImage, decode
+from diffpref.data.measuring import Buckets
 from diffpref.data.pixels import to_pixels
 from diffpref.data.prompts import warn_of_cut
 from diffpref.data.views import View, sampled
@@ -41,6 +43,7 @@ class Direct:
     dataset: PreferenceDataset
     backbone: Backbone
     data: DataConfig
+    buckets: Buckets
     bad: dict[int, str] = field(default_factory=dict)
     _seen: set[int] = field(default_factory=set)
     _texts: OrderedDict[str, Cond] = field(default_factory=OrderedDict)
@@ -54,10 +57,11 @@ class Direct:
 
         Raises UserError where more than 5% of the rows seen so far cannot be read, of at least 100 (or of all).
         """
+        size = self.buckets.sizes[self.buckets.of([view.row for view in views])]
         contents = [self.dataset.image_bytes(view.row, self.dataset.sides[view.side]) for view in views]
         with ThreadPoolExecutor(THREADS) as pool:
-            pixels = list(pool.map(self._pixels, views, contents))
-        latents = torch.zeros(len(views), *self.backbone.latent_shape(self.data.resolution))
+            pixels = list(pool.map(lambda view, content: self._pixels(view, content, size), views, contents))
+        latents = torch.zeros(len(views), *self.backbone.latent_shape(*size))
         unreadable = set()
         for number, (view, result) in enumerate(zip(views, pixels, strict=True)):
             self._seen.add(view.row)
@@ -82,9 +86,9 @@ class Direct:
         """Warn of prompts that the text encoder does not read to their ends."""
         warn_of_cut(self.backbone, self.dataset.captions())
 
-    def _pixels(self, view: View, content: bytes) -> Tensor | BadImage:
+    def _pixels(self, view: View, content: bytes, size: Size) -> Tensor | BadImage:
         try:
-            pixels = to_pixels(decode(content), self.data.resolution, self.data.crop, view.left, view.top)
+            pixels = to_pixels(decode(content), size, self.data.crop, view.left, view.top)
         except BadImage as error:
             return error
         return pixels.flip(-1) if view.mirrored else pixels

@@ -19,7 +19,7 @@ from diffpref.data import parquet
 from diffpref.data.columns import type_of
 from diffpref.data.dataset import PreferenceDataset
 from diffpref.data.images import BadImage, decode, suffix
-from diffpref.data.making import RowWriter, making
+from diffpref.data.making import RowWriter, making, whole_already
 from diffpref.data.schema import (
     COLUMNS,
     SIDES,
@@ -61,6 +61,8 @@ def export_dataset(
     options: dict[str, str | float] = {"form": form, "shard_bytes": shard_bytes}
     if form == "folder":
         del options["shard_bytes"]
+    if not overwrite and (whole := whole_already(dataset, output, "export", options)):
+        return whole
     scores = dataset.score_columns()
     writer = partial(_writer, dataset, form, shard_bytes)
     with (

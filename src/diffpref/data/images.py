@@ -4,10 +4,11 @@ The decoders are called by their classes rather than through `PIL.Image.open`: i
 and the first large image would print a warning. Here the limit is an argument, checked on the header alone.
 """
 
+import contextlib
 import io
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,8 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange width and height
+PNG_TURNS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # where a PNG may have an orientation
 DECODERS: dict[bytes, Callable[[io.BytesIO], ImageFile]] = {  # by the first bytes of a file
     b"\xff\xd8\xff": JpegImageFile,
     b"\x89PNG\r\n\x1a\n": PngImageFile,
@@ -98,14 +101,28 @@ def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
 
 
 def _read(decoder: Callable[[io.BytesIO], ImageFile], data: bytes, max_pixels: int) -> Picture:
-    try:
+    with _named_errors():
+        image = _opened(decoder, data, max_pixels)
+        image.load()
+        upright = _upright(_rgb(image), _orientation(image))
+        return Picture(upright, str(image.format), _is_animated(image))
+
+
+def _opened(decoder: Callable[[io.BytesIO], ImageFile], data: bytes, max_pixels: int) -> ImageFile:
+    """The image with its header read, and its pixels not."""
+    with _named_errors():
         if decoder is WebPImageFile:  # its decoder takes memory for the whole canvas as soon as it is made
             _refuse_large(_webp_size(data), max_pixels)
         image = decoder(io.BytesIO(data))
         _refuse_large(image.size, max_pixels)
-        image.load()
-        upright = _upright(_rgb(image), _orientation(image))
-        return Picture(upright, str(image.format), _is_animated(image))
+        return image
+
+
+@contextlib.contextmanager
+def _named_errors() -> Iterator[None]:
+    """Whatever is raised inside as a BadImage."""
+    try:
+        yield
     except BadImage:
         raise
     except Image.DecompressionBombError as error:  # a frame or tile larger than the header's picture
@@ -114,6 +131,25 @@ def _read(decoder: Callable[[io.BytesIO], ImageFile], data: bytes, max_pixels: i
         message = " ".join(str(error).split()) or type(error).__name__
         reason = "truncated" if isinstance(error, EOFError) or "truncated" in message.lower() else "corrupt"
         raise BadImage(reason, message) from error
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Width and height of what `decode` would give, by the header alone where that tells how the picture lies.
+
+    Raises BadImage where the header already says that there is no picture.
+    """
+    if not data:
+        raise BadImage("empty", "no bytes")
+    decoder = _decoder(data)
+    if decoder is TiffImageFile or (decoder is PngImageFile and any(name in data for name in PNG_TURNS)):
+        return decode(data).size  # a PNG may say so behind its pixels, and a TIFF is turned while it is decoded
+    try:
+        image = _opened(decoder, data, MAX_PIXELS)
+    except BadImage:
+        return decode(data).size  # which may know a way
+    width, height = image.size
+    turned = decoder is not PngImageFile and _orientation(image) in SIDEWAYS  # asked, a PNG would read its pixels
+    return (height, width) if turned else (width, height)
 
 
 def suffix(data: bytes) -> str:

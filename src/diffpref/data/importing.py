@@ -19,9 +19,10 @@ from diffpref.data.import_options import ImportOptions
 from diffpref.data.inputs import Input, find_input
 from diffpref.data.judging import Examined, Item, Seen, examine, without_tie
 from diffpref.data.naming import settled
-from diffpref.data.resuming import Partial, resumable_folder
+from diffpref.data.resuming import Partial, mend, resumable_folder
 from diffpref.data.schema import FORMATS, DatasetSummary, Dropped, Found, Kind
 from diffpref.data.splitting import split_of_prompt
+from diffpref.data.standing import made_before
 from diffpref.data.tally import Tally
 from diffpref.data.threads import map_in_order
 from diffpref.data.writing import SplitsWriter
@@ -66,7 +67,11 @@ def import_source(source: str, input: Path | str, output: Path, options: ImportO
     _refuse_unused(source, reader, options)
     if left_out := getattr(reader, "LEFT_OUT", ()):
         print(f"diffpref: warning: columns that are left out: {', '.join(left_out)}", file=sys.stderr)
-    with resumable_folder(output, _key(source, given, options), options.overwrite) as folder:
+    key = _key(source, given, options)
+    mend(output, key)
+    if not options.overwrite and (whole := made_before(output, _told(source, given, options), given.path)):
+        return whole
+    with resumable_folder(output, key, options.overwrite) as folder:
         summary = _Import(source, reader, given, options, folder).run()
         summary.write(folder.data)
     if summary.options["ties"] == "keep" and summary.ties == summary.kept:
@@ -177,14 +182,8 @@ class _Import:
 
     def _summary(self) -> DatasetSummary:
         tally = self.tally
-        options = self.options.record()
-        if self.given.revision:
-            options["revision"] = self.given.revision
         return DatasetSummary(
-            source=self.source,
-            input=self.given.name,
-            split=self.options.split,
-            options=options,
+            **_told(self.source, self.given, self.options),
             read=tally.read,
             kept=tally.kept,
             ties=tally.ties,
@@ -215,6 +214,12 @@ def _refuse_unused(source: str, reader: Source, options: ImportOptions) -> None:
                 raise UserError(f"--{name.replace('_', '-')} is of ranked groups, and {source} holds {reader.KIND}")
     if reader.KIND == "images" and options.rules:
         raise UserError(f"--rules {options.rules} is about pairs, and {source} holds single images")
+
+
+def _told(source: str, given: Input, options: ImportOptions) -> dict[str, Any]:
+    """What `dataset.json` says of the work itself."""
+    how = options.record() | ({"revision": given.revision} if given.revision else {})
+    return {"source": source, "input": given.name, "split": options.split, "options": how}
 
 
 def _key(source: str, given: Input, options: ImportOptions) -> str:

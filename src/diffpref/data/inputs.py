@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -58,18 +58,24 @@ def find_input(name: str, split: str, shards: tuple[str, ...], revision: str | N
 
 
 def _state(path: Path) -> str:
-    """A hash of the names, sizes and times of the files at a path.
+    """A hash of the names, sizes and times of the files at a path."""
+    digest = hashlib.sha256(os.fsencode(path.resolve()))
+    for file in files_of(path):
+        found = file.stat()
+        told = repr((file.relative_to(path).parts, found.st_size, found.st_mtime_ns))
+        digest.update(told.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def files_of(path: Path) -> Iterator[Path]:
+    """The files at a path, in order, that tell whether it changed.
 
     Left out are pictures, of which there may be millions, and hidden folders: an output within the input grows in one.
     """
-    digest = hashlib.sha256(os.fsencode(path.resolve()))
     for file in [path] if path.is_file() else sorted(path.rglob("*")):
-        inside = file.relative_to(path).parts
-        if file.suffix.lower() in PICTURES or any(part.startswith(".") for part in inside) or not file.is_file():
-            continue
-        found = file.stat()
-        digest.update(repr((inside, found.st_size, found.st_mtime_ns)).encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
+        hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+        if file.suffix.lower() not in PICTURES and not hidden and file.is_file():
+            yield file
 
 
 def _listing(dataset: str, revision: str | None, name: str) -> tuple[str, list[str]]:

@@ -2,47 +2,19 @@
 
 from __future__ import annotations
 
-import math
-import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from diffpref.data.dataset import PreferenceDataset
-from diffpref.data.engine import (
-    Answers,
-    Asked,
-    Once,
-    Refusal,
-    Running,
-    Said,
-    Say,
-    Stage,
-    ask,
-    image_questions,
-    is_main,
-    ledger_of,
-)
-from diffpref.data.engine.running import WORKER
-from diffpref.data.making import Making, making
+from diffpref.data.engine import Answers, Running, is_main, ledger_of
+from diffpref.data.making import Making, making, whole_already
 from diffpref.data.rules import Rule, Verdicts, verdicts
 from diffpref.data.schema import DatasetSummary, score_column
+from diffpref.data.scoring import LoadScorer, loaded_once, score_all
 from diffpref.errors import UserError
-from diffpref.scorers.base import Scorer, UnscorableError, load_scorer
-
-LoadScorer = Callable[[], Scorer]
-
-
-def scorers_named(names: str, device: str) -> list[LoadScorer]:
-    """What loads the scorers of a list with commas; several workers or ranks on "cuda" take a device each."""
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
-    if not wanted:
-        raise UserError("--scorer names no scorer")
-    return [partial(_load_here, name, device) for name in wanted]
 
 
 def label_dataset(
@@ -62,83 +34,24 @@ def label_dataset(
     running = running or Running()
     if rule and dataset.kind != "pairs":
         raise UserError(f"--rule: {dataset.path} holds single images, and a rule labels pairs; `data pairs` makes them")
-    stages, columns, options = [], [], {"scorer": "", "version": ""}
-    for load in map(Once, scorers):
-        scorer = load()
-        stages.append(score_stage(load))
-        columns.append([score_column(side, scorer.name) for side in dataset.sides])
-        for key, value in (("scorer", scorer.name), ("version", scorer.version)):
-            options[key] = f"{options[key]},{value}".removeprefix(",")
+    once, ledger = loaded_once(scorers), ledger_of(dataset.path, running.ledger)
+    columns = [[score_column(side, load().name) for side in dataset.sides] for load in once]
     if len({names[0] for names in columns}) < len(columns):
-        raise UserError(f"--scorer: two scorers of one name ({options['scorer']}) would write one column")
+        raise UserError(f"--scorer: two scorers would write one column: {', '.join(names[0] for names in columns)}")
+    made_with: dict[str, str | float] = {
+        "scorer": ",".join(load().name for load in once),
+        "version": ",".join(load().version for load in once),
+        **({"rule": rule} if rule else {}),
+    }
+    if not overwrite and (whole := whole_already(dataset, output, "label", made_with)):
+        return whole if is_main() else None
     if not is_main():
-        _ask_all(dataset, stages, running)
+        score_all(dataset, once, ledger, running)
         return None
     known = list(dict.fromkeys([*dataset.score_columns(), *(name for names in columns for name in names)]))
-    made_with: dict[str, str | float] = {**options, **({"rule": rule} if rule else {})}
     with making(dataset, output, "label", made_with, dataset.kind, known, overwrite) as made:
-        answers = [each for each in _ask_all(dataset, stages, running) if each is not None]
-        for stage, each in zip(stages, answers, strict=True):
-            _refuse_silence(stage, each, dataset)
-        _write(made, answers, columns, rule)
+        _write(made, score_all(dataset, once, ledger, running) or [], columns, rule)
     return made.summary()
-
-
-def score_stage(load: Once[Scorer]) -> Stage:
-    """The stage of a scorer."""
-    scorer = load()
-    if not re.fullmatch(r"[\w.-]+", scorer.name):
-        raise UserError(f"the scorer's name {scorer.name!r} must be of letters, digits, '-', '_' and '.'")
-    identity: dict[str, str | float] = {"scorer": scorer.name, "version": scorer.version}
-    return Stage(f"score-{scorer.name}", identity, partial(_say_of, load), "number")
-
-
-def _load_here(name: str, device: str) -> Scorer:
-    return load_scorer(name, _own_device(device))
-
-
-def _own_device(device: str) -> str:
-    """The device of this worker or rank, where "cuda" alone is asked for."""
-    number = os.environ.get("LOCAL_RANK", os.environ.get(WORKER))
-    if device != "cuda" or number is None:
-        return device
-    import torch
-
-    return f"cuda:{int(number) % max(torch.cuda.device_count(), 1)}"
-
-
-def _say_of(load: Once[Scorer]) -> Say:
-    return partial(_scores, load())
-
-
-def _scores(scorer: Scorer, asked: list[Asked]) -> list[Said]:
-    """A score for each image, or why it has none; a score that is no number counts as none."""
-    found: list[Said] = [None] * len(asked)
-    left = list(range(len(asked)))
-    while left:
-        images = [image for place in left if (image := asked[place].image) is not None]
-        try:
-            values = scorer(images, [asked[place].text for place in left])
-        except UnscorableError as error:
-            found[left.pop(error.place)] = Refusal(str(error))
-            continue
-        for place, value in zip(left, values, strict=True):
-            found[place] = float(value) if math.isfinite(value) else None
-        break
-    return found
-
-
-def _ask_all(dataset: PreferenceDataset, stages: list[Stage], running: Running) -> list[Answers | None]:
-    ledger = ledger_of(dataset.path, running.ledger)
-    return [ask(stage, image_questions(dataset, ledger), dataset, ledger, running) for stage in stages]
-
-
-def _refuse_silence(stage: Stage, answers: Answers, dataset: PreferenceDataset) -> None:
-    """Raise UserError where a scorer refused images and scored none."""
-    said = [answers[place] for place in range(len(answers))]
-    refused = next((each.why for each in said if each.why and not each.broken), None)
-    if refused and all(each.value is None for each in said):
-        raise UserError(f"{stage.identity['scorer']} can score no image of {dataset.path}: {refused}")
 
 
 def _write(made: Making, answers: list[Answers], columns: list[list[str]], rule: Rule | None) -> None:
@@ -163,9 +76,9 @@ def _write(made: Making, answers: list[Answers], columns: list[list[str]], rule:
             new = replace(new, label=label, margin=float(judged.margins[number]))
         made.keep(new)
     if judged:
-        made.options["labels_changed"] = int(changed)
+        made.outcome["labels_changed"] = int(changed)
         for names, scale in zip(columns, judged.scales, strict=True):
-            made.options[names[0].replace("chosen_score_", "scale_")] = float(scale)
+            made.outcome[names[0].replace("chosen_score_", "scale_")] = float(scale)
 
 
 def _judged(answers: list[Answers], rows: int, rule: Rule) -> Verdicts:

@@ -1,17 +1,20 @@
-"""From a dataset and its latents to batches. The sample at a place is arithmetic: nothing here keeps state."""
+"""From a dataset and its latents to batches. The sample at a place is arithmetic: nothing here depends on what was."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from diffpref.data.dataset import PreferenceDataset
+from diffpref.data.order import Order
+from diffpref.data.threads import groups
 from diffpref.data.views import Encoded, View
-from diffpref.draws import block_permutation, draw_seed, permutation, uniform
+from diffpref.draws import draw_seed, uniform
 from diffpref.train.config import DataConfig
 from diffpref.types import Backbone, Batch, Items
 
@@ -35,6 +38,7 @@ class Loader:
     items: "pairs", two rows of a batch each; "liked", the preferred image of a pair or a single image; "judged", single
     images with label 1 or 0, of a pair both.
     store: what the images and prompts are read from, the latent store or the encoders themselves.
+    run: how many places in a row have one shape where there are several, the items of an optimizer step.
     """
 
     dataset: PreferenceDataset
@@ -44,6 +48,7 @@ class Loader:
     rows: list[int]
     seed: int
     items: Items
+    run: int = 1
 
     def __len__(self) -> int:
         """The number of items of an epoch."""
@@ -52,8 +57,9 @@ class Loader:
     def batch(self, places: list[int]) -> Batch:
         """The samples at these places; place p is number p mod n of epoch p // n, with n items.
 
-        An item that cannot be read, which only an uncached run can meet, is replaced by the next in the epoch's order
-        that can, under the draw of its own place: so the sample at a place remains a function of the place.
+        Raises ValueError for places of several shapes. An item that cannot be read, which only an uncached run can
+        meet, is replaced by the next of its shape that can, under the draw of its own place: so the sample at a place
+        remains a function of the place.
         """
         return self.deliver(self.collect(places))
 
@@ -70,6 +76,25 @@ class Loader:
                 latents[number :: len(places)], wrong = self.store.read(list(samples[number].views))
         return self._collate(samples, latents)
 
+    def batches(self, count: int, size: int) -> Iterator[list[int]]:
+        """The first `count` places in lists of at most `size` that have one shape."""
+        shapes: dict[int, list[int]] = {}
+        for place in range(count):
+            row = self.rows[self._order.item(place) // self._items_of_a_row]
+            shapes.setdefault(int(self.store.buckets.of_row[row]), []).append(place)
+        for places in shapes.values():
+            yield from groups(places, size)
+
+    def shapes(self) -> list[int]:
+        """How many items each bucket has, in the order of the store's sizes."""
+        return [count * self._items_of_a_row for count in self.store.buckets.counts(self.rows)]
+
+    @cached_property
+    def _order(self) -> Order:
+        of_item = np.repeat(self.store.buckets.of_row[self.rows], self._items_of_a_row)
+        members = tuple(np.flatnonzero(of_item == bucket) for bucket in np.unique(of_item))
+        return Order(self.seed, members, self.run, self.data.shuffle_block if self.data.shuffle == "block" else None)
+
     @property
     def _items_of_a_row(self) -> int:
         return 2 if self.items == "judged" and self.dataset.kind == "pairs" else 1
@@ -77,9 +102,7 @@ class Loader:
     def _sample(self, place: int, later: int = 0) -> Sample:
         """The item at a place, or the one that stands so much later in its epoch's order, with the place's draw."""
         epoch, k = divmod(place, len(self))
-        block = self.data.shuffle_block if self.data.shuffle == "block" else None
-        number = int(_order(self.seed, epoch, len(self), block)[(k + later) % len(self)])
-        which, half = divmod(number, self._items_of_a_row)
+        which, half = divmod(self._order.item(place, later), self._items_of_a_row)
         row, draw = self.rows[which], draw_seed(self.seed, "sample", epoch, k)
         sides, label = self._ordered(row)
         name = self.dataset.ids[row]
@@ -146,8 +169,3 @@ class Loader:
 
     def _pinned(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory() if self.backbone.device.type == "cuda" else tensor
-
-
-@lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, count: int, block: int | None) -> np.ndarray:
-    return permutation(seed, epoch, count) if block is None else block_permutation(seed, epoch, count, block)

@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from diffpref.data.choice import MAX_BAD_SHARE
 from diffpref.data.dataset import PreferenceDataset
 from diffpref.data.engine import Answer, Answers
 from diffpref.data.schema import FORMATS, NAMED_ROWS, DatasetSummary, Dropped, Kind, Row, read_dataset_file
-from diffpref.data.writing import ShardWriter, new_folder
+from diffpref.data.standing import made_before
+from diffpref.data.writing import ShardWriter, clear_leftovers, new_folder
 from diffpref.errors import UserError
 from diffpref.progress import track
 
@@ -45,6 +46,7 @@ class Making:
     ties: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     missing: Counter[str] = field(default_factory=Counter)
+    outcome: dict[str, float] = field(default_factory=dict)
     bad: int = 0
     named: list[Dropped] = field(default_factory=list)
 
@@ -95,15 +97,35 @@ class Making:
             input=str(path),
             split=self.dataset.split,
             options=self.options,
+            outcome=self.outcome,
             read=self.read,
             kept=self.kept,
             ties=self.ties,
             dropped={reason: count for reason, count in self.dropped.most_common() if count},
             bad_rows=self.named,
             missing=dict(self.missing),
-            origin=read_dataset_file(path) if path.is_dir() else None,
+            origin=_origin(path),
             format=FORMATS[self.kind],
         )
+
+
+def whole_already(
+    dataset: PreferenceDataset, output: Path, source: str, options: dict[str, str | float]
+) -> DatasetSummary | None:
+    """What `making` with the same arguments has made at `output`, if it has and nothing changed since; it is told."""
+    clear_leftovers(output.resolve())
+    wanted = {
+        "source": source,
+        "input": str(dataset.path),
+        "split": dataset.split,
+        "options": options,
+        "origin": _origin(dataset.path),
+    }
+    return made_before(output, wanted, dataset.path)
+
+
+def _origin(path: Path) -> dict[str, Any] | None:
+    return read_dataset_file(path) if path.is_dir() else None
 
 
 @contextmanager

@@ -50,10 +50,9 @@ def resumable_folder(output: Path, key: str, overwrite: bool = False) -> Iterato
     the work itself will not do. Raises UserError where `output` is taken (with `overwrite`: by anything but a dataset
     of ours), not writable, or being written by another process with the same key.
     """
-    target = output.resolve()  # a link to a folder stays a link
-    folder = target.with_name(f".{target.name}.partial-{key}")
+    target, folder = _places(output, key)
     missing = [parent for parent in target.parents if not parent.exists()]
-    _mend(folder, target, output)
+    mend(output, key)
     refuse_taken(output, overwrite)
     lock = None
     try:
@@ -106,8 +105,15 @@ def _put(folder: Path, target: Path) -> None:
     flush(target.parent)
 
 
-def _mend(folder: Path, target: Path, output: Path) -> None:
+def _places(output: Path, key: str) -> tuple[Path, Path]:
+    """Where the output stands in the end, and where it is being made."""
+    target = output.resolve()  # a link to a folder stays a link
+    return target, target.with_name(f".{target.name}.partial-{key}")
+
+
+def mend(output: Path, key: str) -> None:
     """Make good what a kill within the last renames left: the former dataset goes back, a finished folder away."""
+    target, folder = _places(output, key)
     former, data = folder / "former", folder / "data"
     if not folder.is_dir() or (data.exists() and not former.exists()):
         return

@@ -224,6 +224,7 @@ class DatasetSummary:
 
     `ties` counts the source's readable ties, whatever became of them; `bad_rows` names the first bad ones. Of a dataset
     made from another one, `missing` counts the values that could not be had, and `origin` is that one's own summary.
+    `outcome` holds what else came out: numbers that are no option of the work.
     `splits` counts the rows of each split where the import made several.
     """
 
@@ -239,6 +240,7 @@ class DatasetSummary:
     missing: dict[str, int] = field(default_factory=dict)
     origin: dict[str, Any] | None = None
     splits: dict[str, int] = field(default_factory=dict)
+    outcome: dict[str, float] = field(default_factory=dict)
     format: str = FORMATS["pairs"]
     diffpref_version: str = __version__
 

@@ -1,10 +1,10 @@
 """The store of latents and text embeddings: what the VAE and the text encoder say, computed once.
 
-Keys are content: an image's latents belong to its bytes' SHA-256, its flip and the recipe (VAE weights, resolution,
-crop, mean or moments, dtype, version of this code); a text embedding to its prompt and the text encoder's weights. So
-a repeated image is stored once, another resolution or VAE never reads stale rows, and building makes only what is
-missing. Any number of processes may build at once. Latents are unscaled, in fp16: the posterior's mean, or its mean and
-log variance.
+Keys are content: an image's latents belong to its bytes' SHA-256, its flip and the recipe (VAE weights, size, crop,
+mean or moments, dtype, version of this code); a text embedding to its prompt and the text encoder's weights. So a
+repeated image is stored once, another size or VAE never reads stale rows, and building makes only what is missing. Each
+bucket has a recipe and so shards of its own. Any number of processes may build at once. Latents are unscaled, in fp16:
+the posterior's mean, or its mean and log variance.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffpref.data.building import Claims, ImageHashes, Unreadable, clean, share
+from diffpref.data.buckets import Size, bucket_sizes
+from diffpref.data.building import Claims, Unreadable, clean, image_hashes, share
 from diffpref.data.choice import refuse_many_bad
 from diffpref.data.dataset import PreferenceDataset, RowGroup
 from diffpref.data.images import BadImage, decode
+from diffpref.data.measuring import Buckets, assign_buckets, refuse_sizes
 from diffpref.data.pixels import to_pixels
 from diffpref.data.prompts import warn_of_cut
-from diffpref.data.shards import Shards, TensorWriter, as_keys, key_of
-from diffpref.data.threads import groups
+from diffpref.data.shard import TensorWriter
+from diffpref.data.shards import Shards, as_keys, key_of
 from diffpref.data.views import View, sampled
 from diffpref.errors import RunError, UserError
 from diffpref.progress import Bar
@@ -34,22 +36,26 @@ from diffpref.train.config import DataConfig
 from diffpref.types import Backbone, Cond
 
 log = logging.getLogger("diffpref")
-VERSION = "2"  # raise it when the way from bytes to latents, or what a shard is, changes
+VERSION = "3"  # raise it when the way from bytes to latents, or what a shard is, changes
 IMAGE_BATCH, TEXT_BATCH = 16, 64
+THREADS = 4
 
 
 @dataclass(frozen=True)
 class Store:
     """Latents and text embeddings of a dataset.
 
+    latents: the shards of each bucket.
     hashes: the SHA-256 of each row's images (chosen and rejected, or the one), uint8 (rows, sides, 32).
-    places: where their latents stand, plain and if they are stored mirrored, int64 (rows, sides, 1 or 2); -1 for rows
-    that cannot be decoded or that the options leave out. bad: what is wrong with the former, by row.
+    places: where their latents stand in the shards of the row's bucket, plain and if they are stored mirrored, int64
+    (rows, sides, 1 or 2); -1 for rows that cannot be decoded or that the options leave out.
+    bad: what is wrong with the former, by row.
     moments: whether latents are stored as mean and log variance.
     """
 
-    latents: Shards
+    latents: tuple[Shards, ...]
     text: dict[str, Shards]
+    buckets: Buckets
     hashes: np.ndarray
     places: np.ndarray
     bad: dict[int, str]
@@ -60,21 +66,24 @@ class Store:
         return False
 
     def read(self, views: list[View]) -> tuple[Tensor, set[int]]:
-        """The unscaled latents (n, C, h, w) fp32 of views of rows that are not `bad`; all of them can be read."""
+        """The unscaled latents (n, C, h, w) fp32 of views of rows that are not `bad`; all of them can be read.
+
+        Raises ValueError for views of several buckets.
+        """
+        shards = self.latents[self.buckets.of([view.row for view in views])]
         places = self.places[[v.row for v in views], [v.side for v in views], [int(v.mirrored) for v in views]]
-        rows = self.latents.at(places).float()
+        rows = shards.at(places)
         return sampled(rows, views) if self.moments else rows, set()
 
     def prompts(self, prompts: list[str]) -> Cond:
         """Conditioning of n prompts, fp32 but for masks and whole numbers."""
         keys = as_keys([key_of(prompt) for prompt in prompts])
-        rows = {name: shards.rows(keys) for name, shards in self.text.items()}
-        return {name: part.float() if part.is_floating_point() else part for name, part in rows.items()}
+        return {name: shards.rows(keys) for name, shards in self.text.items()}
 
     @property
     def nbytes(self) -> int:
         """The size of its shards."""
-        return sum(shards.nbytes for shards in (self.latents, *self.text.values()))
+        return sum(shards.nbytes for shards in (*self.latents, *self.text.values()))
 
 
 def build_store(
@@ -92,18 +101,19 @@ def build_store(
     5% of them raise UserError.
     """
     identity = backbone.identity()
-    backbone.latent_shape(data.resolution)  # refuses a resolution that the VAE cannot take
-    image_recipe = _digest(identity["vae"], str(data.resolution), data.crop, data.latents, "float16", VERSION)
+    refuse_sizes(backbone, data)
+    recipes = [_recipe(identity["vae"], size, data) for size in bucket_sizes(data)]
     text_recipe = _digest(identity["text"], "float16", VERSION)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         clean(folder)
         claims = Claims(folder)
-        latents = Shards(folder, "latents", image_recipe, summed)
+        buckets = assign_buckets(folder, dataset, data, shown)
+        latents = tuple(Shards(folder, "latents", recipe, summed) for recipe in recipes)
         text = {name: Shards(folder, f"text_{name}", text_recipe, summed) for name in backbone.cond_names}
-        for file in (file for shards in (latents, *text.values()) for file in shards.damaged):
+        for file in (file for shards in (*latents, *text.values()) for file in shards.damaged):
             log.warning("%s is damaged; what it lacks is made again", file)
-        images = _Images(folder, image_recipe, latents, dataset, backbone, data)
+        images = _Images(folder, recipes, latents, buckets, dataset, backbone, data)
         images.fill(claims, shown)
         _encode_prompts(folder, text_recipe, text, claims, dataset, backbone, shown)
     except OSError as error:
@@ -111,7 +121,7 @@ def build_store(
     bad = images.bad()
     refuse_many_bad(dataset, bad, int(images.wanted.sum()))
     places = images.places(range(len(dataset)))
-    return Store(latents, text, images.hashes.rows, places, bad, data.latents == "moments")
+    return Store(latents, text, buckets, images.hashes.rows, places, bad, data.latents == "moments")
 
 
 class _Images:
@@ -120,26 +130,36 @@ class _Images:
     def __init__(
         self,
         folder: Path,
-        recipe: str,
-        latents: Shards,
+        recipes: list[str],
+        latents: tuple[Shards, ...],
+        buckets: Buckets,
         dataset: PreferenceDataset,
         backbone: Backbone,
         data: DataConfig,
     ) -> None:
-        self.hashes, self.unreadable = ImageHashes(folder, dataset), Unreadable(folder, recipe)
+        self.hashes = image_hashes(folder, dataset)
+        self.unreadable = Unreadable(folder, recipes[0])  # the square's: no size makes an image readable
         self.wanted = np.ones(len(dataset), bool)
         self.wanted[list(dataset.left_out)] = False
-        self._latents, self._dataset, self._backbone, self._data = latents, dataset, backbone, data
-        self._writer = TensorWriter(folder, "latents", recipe)
-        self._written: set[bytes] = set()  # in the writer, and so not in the shards yet
-        self._recipe, self._folder = recipe, folder
+        self._latents, self._buckets = latents, buckets
+        self._dataset, self._backbone, self._data = dataset, backbone, data
+        self._writers = [TensorWriter(folder, "latents", recipe) for recipe in recipes]
+        self._waiting: list[dict[bytes, bytes]] = [{} for _ in recipes]  # images of each bucket, for a full batch
+        self._taken: set[tuple[int, bytes]] = set()  # waiting or in a writer, and so not in the shards yet
+        self._folder, self._work = folder, _digest(*recipes)
         self._flips = (False, True) if data.flip else (False,)
 
     def places(self, rows: range) -> np.ndarray:
         """Where the latents of rows stand, int64 (rows, sides, flips)."""
         own = self.hashes.rows[rows.start : rows.stop]
-        found = [self._latents.find(_keys(own.reshape(-1, own.shape[2]), flip)) for flip in self._flips]
-        return np.stack(found, axis=-1).reshape(*own.shape[:2], len(self._flips))
+        buckets = self._buckets.of_row[rows.start : rows.stop]
+        found = np.full((*own.shape[:2], len(self._flips)), -1, np.int64)
+        for bucket in np.unique(buckets):
+            at = np.flatnonzero(buckets == bucket)
+            sums = own[at].reshape(-1, own.shape[2])
+            for number, flip in enumerate(self._flips):
+                found[at, :, number] = self._latents[bucket].find(_keys(sums, flip)).reshape(len(at), -1)
+        return found
 
     def missing(self, rows: range) -> np.ndarray:
         """Which rows have an image that is neither stored nor known to be unreadable, bool (rows,)."""
@@ -166,65 +186,82 @@ class _Images:
             return
         sides = len(self._dataset.sides)
         total, left = (sides * int(rows.sum()) for rows in (self.wanted, missing))
-        with Bar("latents", total, "images", total - left, shown) as bar, ThreadPoolExecutor(4) as pool:
+        with Bar("latents", total, "images", total - left, shown) as bar:
 
             def make(number: int) -> None:
-                self._latents.refresh()
+                self._refresh()
                 self.hashes.refresh(units[number].rows)
-                self._encode(units[number], bar, pool)
+                self._encode(units[number])
                 rows = missing[units[number].rows.start : units[number].rows.stop]
                 bar.advance(sides * int(rows.sum()))
 
-            names = [f"latents {self._recipe} {unit.shard.first} {unit.rows}" for unit in units]
-            share(names, claims, make, lambda: self._writer.due, self._save)
-        self._latents.refresh()
+            names = [f"latents {self._work} {unit.shard.first} {unit.rows}" for unit in units]
+            share(names, claims, make, lambda: self._due, self._save)
+        self._refresh()
         self.hashes.refresh(range(len(self._dataset)))
         self.unreadable.refresh()
         if self.missing(range(len(self._dataset))).any():
             raise RunError(f"{self._folder} lost latents while it was filled; start again")
 
-    def _save(self) -> None:
-        self._writer.close()
-        self._written.clear()
-        self.unreadable.save()
-        self._latents.refresh()
+    @property
+    def _due(self) -> bool:
+        return any(writer.due for writer in self._writers)
 
-    def _encode(self, unit: RowGroup, bar: Bar, pool: ThreadPoolExecutor) -> None:
-        """Encode what a row group lacks.
+    def _save(self) -> None:
+        for bucket, writer in enumerate(self._writers):
+            self._make(bucket)
+            writer.close()
+        self._taken.clear()
+        self.unreadable.save()
+        self._refresh()
+
+    def _refresh(self) -> None:
+        for shards in self._latents:
+            shards.refresh()
+
+    def _encode(self, unit: RowGroup) -> None:
+        """Encode what a row group lacks, but for a rest that waits for a full batch or for `_save`."""
+        lacking = {unit.rows.start + int(row) for row in np.flatnonzero(self.missing(unit.rows))}
+        sides = {side: number for number, side in enumerate(self._dataset.sides)}
+        for row, side, content in self._dataset.pictures.group_images(unit, lacking) if lacking else ():
+            sha, bucket = hashlib.sha256(content).digest(), int(self._buckets.of_row[row])
+            self.hashes.rows[row, sides[side]] = np.frombuffer(sha, np.uint8)
+            tried = (bucket, sha) in self._taken or self.unreadable.get(sha) is not None
+            if not tried and any(self._lacks(bucket, sha, flip) for flip in self._flips):
+                self._taken.add((bucket, sha))
+                self._waiting[bucket][sha] = content
+                if len(self._waiting[bucket]) == IMAGE_BATCH:
+                    self._make(bucket)
+                if self._due:
+                    self._save()
+        self.hashes.note(unit.rows)
+
+    def _make(self, bucket: int) -> None:
+        """Encode the images that wait.
 
         Batches are always full, of repeats if need be: a batch of another size could give other last bits, and then a
         row would depend on what else was missing.
         """
-        lacking = {unit.rows.start + int(row) for row in np.flatnonzero(self.missing(unit.rows))}
-        sides = {side: number for number, side in enumerate(self._dataset.sides)}
-        for group in groups(self._dataset.pictures.group_images(unit, lacking) if lacking else (), IMAGE_BATCH):
-            fresh: dict[bytes, bytes] = {}
-            for row, side, content in group:
-                sha = hashlib.sha256(content).digest()
-                self.hashes.rows[row, sides[side]] = np.frombuffer(sha, np.uint8)
-                tried = sha in self._written or self.unreadable.get(sha) is not None
-                if not tried and any(self._lacks(sha, flip) for flip in self._flips):
-                    fresh[sha] = content
-            decoded = dict(zip(fresh, pool.map(lambda c: _pixels(c, self._data), fresh.values()), strict=True))
-            for sha, result in decoded.items():
-                if isinstance(result, BadImage):
-                    self.unreadable.add(sha, str(result))
-            for flip in self._flips:
-                good = {
-                    sha: found for sha, found in decoded.items() if isinstance(found, Tensor) and self._lacks(sha, flip)
-                }
-                if good:
-                    pixels = torch.stack(list(good.values()))
-                    pixels = torch.cat([pixels, pixels[-1:].expand(IMAGE_BATCH - len(good), *pixels.shape[1:])])
-                    made = _latents(self._backbone, pixels.flip(-1) if flip else pixels, self._data)
-                    self._writer.add(_keys(as_keys(list(good)), flip), made[: len(good)])
-            self._written |= set(fresh)
-            if self._writer.due:
-                self._save()
-        self.hashes.note(unit.rows)
+        waiting, self._waiting[bucket] = self._waiting[bucket], {}
+        size = self._buckets.sizes[bucket]
+        with ThreadPoolExecutor(THREADS) as pool:
+            decoded = list(pool.map(lambda content: _pixels(content, size, self._data.crop), waiting.values()))
+        good: dict[bytes, Tensor] = {}
+        for sha, result in zip(waiting, decoded, strict=True):
+            if isinstance(result, BadImage):
+                self.unreadable.add(sha, str(result))
+            else:
+                good[sha] = result
+        for flip in self._flips:
+            lacking = [sha for sha in good if self._lacks(bucket, sha, flip)]
+            if lacking:
+                pixels = torch.stack([good[sha] for sha in lacking])
+                pixels = torch.cat([pixels, pixels[-1:].expand(IMAGE_BATCH - len(lacking), *pixels.shape[1:])])
+                made = _latents(self._backbone, pixels.flip(-1) if flip else pixels, self._data)
+                self._writers[bucket].add(_keys(as_keys(lacking), flip), made[: len(lacking)])
 
-    def _lacks(self, sha: bytes, flip: bool) -> bool:
-        return bool(self._latents.find(_keys(as_keys([sha]), flip))[0] < 0)
+    def _lacks(self, bucket: int, sha: bytes, flip: bool) -> bool:
+        return bool(self._latents[bucket].find(_keys(as_keys([sha]), flip))[0] < 0)
 
 
 def _encode_prompts(
@@ -280,9 +317,16 @@ def _latents(backbone: Backbone, pixels: Tensor, data: DataConfig) -> Tensor:
     return backbone.encode_moments(pixels) if data.latents == "moments" else backbone.encode_images(pixels)
 
 
-def _pixels(content: bytes, data: DataConfig) -> Tensor | BadImage:
+def _recipe(vae: str, size: Size, data: DataConfig) -> str:
+    """What latents of a size depend on besides their image; a square is named by its side alone."""
+    width, height = size
+    named = str(width) if width == height else f"{width}x{height}"
+    return _digest(vae, named, data.crop, data.latents, "float16", VERSION)
+
+
+def _pixels(content: bytes, size: Size, crop: str) -> Tensor | BadImage:
     try:
-        return to_pixels(decode(content), data.resolution, data.crop)
+        return to_pixels(decode(content), size, crop)
     except BadImage as error:
         return error
 

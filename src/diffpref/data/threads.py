@@ -1,8 +1,11 @@
 """Work on a stream: in groups, or in a few threads, in order and in bounded memory."""
 
+import contextlib
 import os
+import queue
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -25,6 +28,43 @@ def map_in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def ahead(items: Iterable[T], most: int) -> Generator[T, None, None]:
+    """The items in order, made in a thread of their own, up to `most` of them before they are asked for.
+
+    What goes wrong in making them is raised here, in its place among them. Closed early, it waits for the one in work.
+    """
+    made: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(most)
+    unwanted = threading.Event()
+
+    def make() -> None:
+        end: BaseException | None = None
+        stream = iter(items)
+        try:
+            while not unwanted.is_set():
+                made.put((next(stream),))
+        except StopIteration:
+            pass
+        except BaseException as error:
+            end = error
+        finally:
+            if isinstance(stream, Generator):
+                stream.close()  # in its own thread
+            made.put(end)
+
+    thread = threading.Thread(target=make, name="ahead", daemon=True)
+    thread.start()
+    try:
+        while isinstance(found := made.get(), tuple):
+            yield found[0]
+        if found is not None:
+            raise found
+    finally:
+        unwanted.set()
+        while thread.is_alive():
+            with contextlib.suppress(queue.Empty):
+                made.get(timeout=0.01)  # makes room, so that the thread sees that it is to end
 
 
 def groups(items: Iterable[T], size: int) -> Iterator[list[T]]:

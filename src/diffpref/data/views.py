@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from diffpref.data.measuring import Buckets
 from diffpref.draws import generator
 from diffpref.types import Cond
 
@@ -38,12 +39,20 @@ class Encoded(Protocol):
         ...
 
     @property
+    def buckets(self) -> Buckets:
+        """The shapes of its latents, and which row has which."""
+        ...
+
+    @property
     def computes(self) -> bool:
         """Whether latents come from a network, which no other work should run beside."""
         ...
 
     def read(self, views: list[View]) -> tuple[Tensor, set[int]]:
-        """The unscaled latents (n, C, h, w) fp32 of n views, on the CPU, and which of these cannot be read."""
+        """The unscaled latents (n, C, h, w) fp32 of n views, on the CPU, and which of these cannot be read.
+
+        Raises ValueError for views of several buckets.
+        """
         ...
 
     def prompts(self, prompts: list[str]) -> Cond:

@@ -148,7 +148,7 @@ def new_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
 
     Raises UserError where `output` is taken (with `overwrite`: by anything but a dataset of ours) or not writable.
     """
-    _clear_leftovers(output.resolve())
+    clear_leftovers(output.resolve())
     refuse_taken(output, overwrite)
     with whole_folder(output) as partial:
         yield partial
@@ -158,7 +158,7 @@ def new_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
 def whole_folder(output: Path) -> Iterator[Path]:
     """As `new_folder`, in place of whatever stands at `output`."""
     target = output.resolve()  # a link to a folder stays a link
-    _clear_leftovers(target)
+    clear_leftovers(target)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     missing = [folder for folder in target.parents if not folder.exists()]
     try:
@@ -193,7 +193,7 @@ def refuse_taken(output: Path, overwrite: bool) -> None:
         raise UserError(f"{output} is not empty and holds no dataset of diffpref, so it is not overwritten")
 
 
-def _clear_leftovers(target: Path) -> None:
+def clear_leftovers(target: Path) -> None:
     """Remove what killed processes of this machine left of this output; a former dataset goes back into place."""
     for folder in target.parent.glob(f".{target.name}.*-*"):
         kind, _, process = folder.name.removeprefix(f".{target.name}.").rpartition("-")

@@ -11,7 +11,7 @@ from diffpref.evaluate.alarms import LARGEST_FALL, Alarm, diversity_alarms, held
 from diffpref.evaluate.features import Features, features_of
 from diffpref.evaluate.pairing import Place, of_categories, pair, short_names
 from diffpref.evaluate.results import Result, corrected, results_of
-from diffpref.evaluate.score import scores_of
+from diffpref.evaluate.score import all_scores_of
 from diffpref.evaluate.spread import Spread, spread
 from diffpref.scorers.base import Scorer
 
@@ -110,8 +110,7 @@ def compare(
 def _scores(folder: Path, scorers: Sequence[Scorer], places: Sequence[Place]) -> np.ndarray:
     """A folder's scores, (scorers, places)."""
     values = []
-    for scorer in scorers:
-        scores = scores_of(folder, scorer)
+    for scores in all_scores_of(folder, scorers):
         found = {(image.prompt, image.index): value for image, value in zip(scores.images, scores.values, strict=True)}
         values.append([found[place.prompt, place.index] for place in places])
     return np.array(values)

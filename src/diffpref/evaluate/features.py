@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import safetensors.numpy
@@ -16,6 +16,10 @@ from diffpref.errors import UserError, nearest
 from diffpref.evaluate.folders import GeneratedImage, open_image, read_folder
 from diffpref.files import write_whole
 from diffpref.progress import Bar
+from diffpref.scorers.base import Prepare
+
+if TYPE_CHECKING:
+    from diffpref.scorers.parts.clip import Clip
 
 BATCH_SIZE = 64
 Key = tuple[str, int]  # an image's prompt and index
@@ -56,16 +60,48 @@ class Pixels:
         return np.stack([np.concatenate([_colours(image), _edges(image)]) for image in images]).astype(np.float32)
 
 
-FEATURES: dict[str, Callable[[str], Features]] = {"pixels": lambda device: Pixels()}
+@dataclass(frozen=True)
+class ClipFeatures:
+    """The image features of a CLIP, of length 1: distances run from 0 to 2, and see what a picture means."""
+
+    name: str
+    version: str
+    clip: "Clip"
+    prepare: Prepare
+
+    def __call__(self, images: list[Image.Image]) -> np.ndarray:
+        """The features, (n, width) fp32, of n images in RGB."""
+        return self.clip.images([self.prepare(image) for image in images]).cpu().numpy()
 
 
-def load_features(name: str, device: str = "cpu") -> Features | None:
-    """The features of that name, None for `none`. Raises UserError with the nearest right name for an unknown one."""
-    if name == "none":
-        return None
+FEATURES = ("pixels", "clip-h", "clip-l", "none")
+
+
+def load_features(wanted: str, device: str = "cpu") -> Features | None:
+    """The features of a name, or of `NAME=WEIGHTS` for a CLIP's; None for `none`.
+
+    Raises UserError with the nearest right name for an unknown one, and for weights that cannot be read.
+    """
+    name, _, weights = wanted.partition("=")
     if name not in FEATURES:
-        raise UserError(f"--features: unknown {name!r}: {nearest(name, [*FEATURES, 'none'])}")
-    return FEATURES[name](device)
+        raise UserError(f"--features: unknown {name!r}: {nearest(name, FEATURES)}")
+    if name.startswith("clip-"):
+        return _clip_features(name, weights, device)
+    if weights:
+        raise UserError(f"--features: {name} takes no weights, but {weights} is given")
+    return Pixels() if name == "pixels" else None
+
+
+def _clip_features(name: str, weights: str, device: str) -> Features:
+    from diffpref.scorers.clip_h import CLIP_H
+    from diffpref.scorers.clip_l import CLIP_L
+    from diffpref.scorers.parts.clip import load_clip
+
+    of = {"clip-h": CLIP_H, "clip-l": CLIP_L}[name]
+    clip = load_clip(weights or of.home, of.files, of.architecture, of.known, name, device, "fp32")
+    prepare = of.pixels(clip.size)
+    identity = json.dumps({**clip.identity, "preprocessing": str(prepare)}, sort_keys=True)
+    return ClipFeatures(name, hashlib.sha256(identity.encode()).hexdigest()[:12], clip, prepare)
 
 
 def features_of(folder: Path, features: Features) -> dict[Key, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from diffpref.data.engine.ledger import Claims
 from diffpref.data.prompts import warn_of_cut
 from diffpref.draws import draw_seed
 from diffpref.errors import UserError
+from diffpref.evaluate.prompts import Prompt
 from diffpref.progress import Bar
 from diffpref.sampling import Sampling, sample, scheduler_of
 from diffpref.types import Backbone
@@ -24,21 +26,32 @@ from diffpref.types import Backbone
 
 @dataclass(frozen=True)
 class Wish:
-    """One image to make: `index` counts the images of its prompt."""
+    """One image to make: `index` counts the images of its prompt, `category` is the kind of prompt, if it has one."""
 
     file_name: str
     prompt: str
     index: int
     seed: int
+    category: str | None = None
+
+    def line(self) -> dict[str, Any]:
+        """What metadata.jsonl says of it."""
+        return {key: value for key, value in vars(self).items() if value is not None}
 
 
-def wishes(prompts: list[str], images_per_prompt: int, seed: int) -> list[Wish]:
+def wishes(prompts: Sequence[Prompt], images_per_prompt: int, seed: int) -> list[Wish]:
     """What to make for each prompt. An image's seed depends on (seed, prompt, index) alone.
 
     So two models get the same noise for the same prompt, and the place of a prompt in its file does not matter.
     """
     return [
-        Wish(f"{place:05d}-{index}.png", prompt, index, draw_seed(seed, prompt, index) % 2**32)
+        Wish(
+            f"{place:05d}-{index}.png",
+            prompt.text,
+            index,
+            draw_seed(seed, prompt.text, index) % 2**32,
+            prompt.category,
+        )
         for place, prompt in enumerate(prompts)
         for index in range(images_per_prompt)
     ]
@@ -66,8 +79,8 @@ def generate(
     """
     settings = {"sampler": how.sampler, "steps": how.steps, "guidance_scale": how.guidance_scale}
     settings |= {"resolution": resolution} | ({"model": model} if model else {})
-    lines = [{**vars(wish), **settings} for wish in wanted]
-    backbone.latent_shape(resolution)  # refuses a resolution that the VAE cannot take
+    lines = [{**wish.line(), **settings} for wish in wanted]
+    backbone.latent_shape(resolution, resolution)  # refuses a resolution that the VAE cannot take
     main = is_main() or not shared
     try:
         if main:
@@ -105,6 +118,12 @@ def generate(
     _write(folder / "metadata.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     (folder / PLAN).unlink()
     (folder / CLAIMS).unlink(missing_ok=True)
+
+
+def await_images(folder: Path, wanted: list[Wish]) -> None:
+    """Wait until the main rank has finished a folder that is drawn together; where it fails, torchrun ends us."""
+    while (folder / PLAN).is_file() or not (folder / "metadata.jsonl").is_file() or _missing(folder, wanted):
+        time.sleep(WAIT)
 
 
 def _missing(folder: Path, wanted: list[Wish]) -> list[Wish]:

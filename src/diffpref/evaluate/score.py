@@ -1,148 +1,242 @@
-"""Score the images of a folder, and keep the scores beside them in `scores/<scorer>.parquet`."""
+"""Score images, and keep the scores beside them in `scores/<scorer>.parquet`.
+
+Every scorer sees an image in one pass, and the ledger holds what was said of it: nothing is scored twice, whatever cut
+a run short.
+"""
+
+from __future__ import annotations
 
 import io
+import json
 import math
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from diffpref.data.engine import Answer, Answers, Running
+from diffpref.data.scoring import LoadScorer, loaded_once, score_all
 from diffpref.errors import UserError
-from diffpref.evaluate.folders import GeneratedImage, open_image, read_folder
+from diffpref.evaluate.folders import GeneratedImage
 from diffpref.evaluate.statistics import standard_error
+from diffpref.evaluate.targets import Target, folder_target
 from diffpref.files import write_whole
-from diffpref.progress import Bar
-from diffpref.scorers.base import Scorer, UnscorableError
+from diffpref.scorers.base import Scorer, identity_of
 
 BATCH_SIZE = 64
-SCHEMA = pa.schema(
-    [
-        ("file_name", pa.string()),
-        ("prompt", pa.string()),
-        ("index", pa.int64()),
-        ("seed", pa.int64()),
-        ("score", pa.float64()),
-        ("scorer", pa.string()),
-        ("version", pa.string()),
-    ]
-)
+NAMED = 10  # images without a score that are named on stderr
+IDENTITY = b"diffpref.scorer"  # the key of a file's metadata under which the scorer's identity stands as JSON
+TYPES = {"index": pa.int64(), "seed": pa.int64(), "score": pa.float64()}  # of columns that hold no text
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A folder's scores in short; the standard error takes prompts as the unit and is None for a single one."""
+    """Scores of a folder, or of one side of a dataset, in short.
+
+    standard_error: with the prompt as the unit; None for a single one. missing: images without a score.
+    """
 
     folder: str
+    side: str
     scorer: str
     version: str
-    mean: float
+    mean: float | None
     standard_error: float | None
     images: int
     prompts: int
+    missing: int
     file: str
 
 
 @dataclass(frozen=True)
 class Scores:
-    """One score for each image of a folder, by one version of a scorer."""
+    """One score for each image of a target, by one version of a scorer; NaN where an image has none."""
 
-    folder: Path
+    target: Target
     scorer: str
     version: str
-    images: tuple[GeneratedImage, ...]
     values: tuple[float, ...]
+
+    @property
+    def folder(self) -> Path:
+        """What was scored."""
+        return self.target.path
+
+    @property
+    def images(self) -> tuple[GeneratedImage, ...]:
+        """The records of a folder's images."""
+        return self.target.images
 
     @property
     def file(self) -> Path:
         """Where these scores are kept."""
-        return scores_file(self.folder, self.scorer)
+        return scores_file(self.target, self.scorer)
 
     def summary(self) -> Summary:
-        """Mean, standard error by prompt, and counts."""
-        values = np.array(self.values)
-        prompts = [image.prompt for image in self.images]
+        """Mean, standard error by prompt, and counts, of the first side."""
+        return self.summaries()[0]
+
+    def summaries(self) -> list[Summary]:
+        """A summary for each side."""
+        return [self._summary(side) for side in self.target.pictures.sides]
+
+    def _summary(self, side: str) -> Summary:
+        values = np.array(self.values)[self.target.of_side(side)]
+        known = np.isfinite(values)
+        prompts = [prompt for prompt, there in zip(self.target.prompts, known, strict=True) if there]
         return Summary(
-            folder=str(self.folder),
+            folder=str(self.target.path),
+            side="" if self.target.is_folder else side,
             scorer=self.scorer,
             version=self.version,
-            mean=float(values.mean()),
-            standard_error=standard_error(values, prompts),
-            images=len(values),
+            mean=float(values[known].mean()) if prompts else None,
+            standard_error=standard_error(values[known], prompts) if prompts else None,
+            images=int(known.sum()),
             prompts=len(set(prompts)),
+            missing=int((~known).sum()),
             file=str(self.file),
         )
 
 
-def scores_file(folder: Path, scorer: str) -> Path:
-    """Where a folder's scores by that scorer are kept."""
-    return folder / "scores" / f"{scorer}.parquet"
+def scores_file(target: Target, scorer: str) -> Path:
+    """Where a target's scores by that scorer are kept."""
+    return target.folder / f"{scorer}.parquet"
 
 
-def score_folder(folder: Path, scorer: Scorer, batch_size: int = BATCH_SIZE) -> Scores:
-    """Score every image of a folder and write the scores beside them.
+def score(
+    targets: Sequence[Target],
+    scorers: Sequence[LoadScorer],
+    batch_size: int = BATCH_SIZE,
+    running: Running | None = None,
+    overwrite: bool = False,
+) -> list[Scores]:
+    """Score the targets by all scorers, each image in one pass, and write the scores: target by target. [] on ranks
+    above 0.
 
-    Raises UserError for a folder or an image that is wrong, and for a prompt that the scorer cannot judge.
+    An image that cannot be decoded, or that a scorer cannot score, is named and has no score. Raises UserError where a
+    file of scores is of another version of its scorer and not to be overwritten, and where a scorer can score nothing.
     """
-    images = read_folder(folder)
-    values: list[float] = []
-    with Bar(f"scoring {folder.name} by {scorer.name}", len(images), "images") as bar:
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            values += _score_batch(batch, scorer)
-            bar.advance(len(batch))
-    scores = Scores(folder, scorer.name, scorer.version, tuple(images), tuple(values))
-    _write(scores)
-    return scores
+    once = loaded_once(scorers)
+    if not overwrite:
+        for target in targets:
+            for load in once:
+                _refuse_other(target, load())
+    found = []
+    for target in targets:
+        share = 1.0 if target.is_folder else (running or Running()).bad_share
+        how = replace(running or Running(), bad_share=share)
+        answers = score_all(target, once, target.ledger, how, batch_size)
+        if answers is None:
+            continue
+        _name_missing(target, [load().name for load in once], answers)
+        for load, said in zip(once, answers, strict=True):
+            found.append(_write(target, load(), [said[place] for place in range(len(said))]))
+    return found
 
 
 def scores_of(folder: Path, scorer: Scorer, batch_size: int = BATCH_SIZE) -> Scores:
-    """A folder's scores as they were kept, or made now where they are missing or no longer those of its images."""
-    kept = read_scores(folder, scorer)
-    if kept is not None:
-        return kept
-    print(f"{folder} has no current scores by {scorer.name} {scorer.version}: scoring it now", file=sys.stderr)
-    return score_folder(folder, scorer, batch_size)
+    """A folder's scores by one scorer, as `all_scores_of`."""
+    return all_scores_of(folder, [scorer], batch_size)[0]
 
 
-def read_scores(folder: Path, scorer: Scorer) -> Scores | None:
+def all_scores_of(folder: Path, scorers: Sequence[Scorer], batch_size: int = BATCH_SIZE) -> list[Scores]:
+    """A folder's scores by each scorer as they are kept; those that are missing or old are made now, in one pass.
+
+    Raises UserError as `score`, and where an image has no score.
+    """
+    target = folder_target(folder)
+    kept = {scorer.name: read_scores(target, scorer) for scorer in scorers}
+    new = [scorer for scorer in scorers if kept[scorer.name] is None]
+    for scorer in new:
+        print(f"{folder} has no current scores by {scorer.name} {scorer.version}: scoring it now", file=sys.stderr)
+    for scores in score([target], [lambda scorer=scorer: scorer for scorer in new], batch_size) if new else []:
+        kept[scores.scorer] = scores
+    found = [scores for scorer in scorers if (scores := kept[scorer.name]) is not None]
+    for scores in found:
+        missing = [image.file for image, value in zip(scores.images, scores.values, strict=True) if math.isnan(value)]
+        if missing:
+            raise UserError(f"{len(missing)} images of {folder} have no score by {scores.scorer}; such as {missing[0]}")
+    return found
+
+
+def read_scores(target: Target, scorer: Scorer) -> Scores | None:
     """The kept scores of a folder, or None where there are none by this version or its images have changed since."""
-    images = read_folder(folder)
-    file = scores_file(folder, scorer.name)
+    file = scores_file(target, scorer.name)
     try:
         written = file.stat().st_mtime_ns
-        rows = pq.ParquetFile(file).read().to_pylist()
+        table = pq.ParquetFile(file).read()
     except (OSError, pa.ArrowInvalid):
         return None
-    listed = [(*_identity(image, folder), scorer.version) for image in images]
-    kept = [tuple(row.get(key) for key in ("file_name", "prompt", "index", "seed", "version")) for row in rows]
-    if kept != listed or any(image.file.stat().st_mtime_ns > written for image in images):
+    same = _identity_in(table.schema) == identity_of(scorer) and {"score", *target.columns} <= set(table.column_names)
+    if not same or any(table[name].to_pylist() != values for name, values in target.columns.items()):
         return None
-    return Scores(folder, scorer.name, scorer.version, tuple(images), tuple(row["score"] for row in rows))
+    if any(image.file.stat().st_mtime_ns > written for image in target.images):
+        return None
+    return _scores(target, scorer, table["score"].to_pylist())
 
 
-def _score_batch(batch: list[GeneratedImage], scorer: Scorer) -> list[float]:
-    try:
-        values = scorer([open_image(image) for image in batch], [image.prompt for image in batch])
-    except UnscorableError as error:
-        raise UserError(f"{batch[error.place].file}: {error}") from None
-    for image, value in zip(batch, values, strict=True):
-        if not math.isfinite(value):
-            raise RuntimeError(f"{scorer.name} gave {image.file} the score {value}")
-    return values
+def _scores(target: Target, scorer: Scorer, values: list[float | None]) -> Scores:
+    return Scores(target, scorer.name, scorer.version, tuple(math.nan if v is None else v for v in values))
 
 
-def _write(scores: Scores) -> None:
-    rows = [
-        dict(zip(SCHEMA.names, (*_identity(image, scores.folder), value, scores.scorer, scores.version), strict=True))
-        for image, value in zip(scores.images, scores.values, strict=True)
-    ]
+def _write(target: Target, scorer: Scorer, said: list[Answer]) -> Scores:
+    values = [answer.value if isinstance(answer.value, float) else None for answer in said]
+    columns = {
+        **target.columns,
+        "score": values,
+        "why": [answer.why for answer in said],
+        "scorer": [scorer.name] * len(said),
+        "version": [scorer.version] * len(said),
+    }
+    schema = pa.schema([(name, TYPES.get(name, pa.string())) for name in columns])
+    identity = json.dumps(identity_of(scorer), sort_keys=True)
     written = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), written)
-    write_whole(scores.file, written.getvalue())
+    pq.write_table(pa.table(columns, schema.with_metadata({IDENTITY: identity})), written)
+    write_whole(scores_file(target, scorer.name), written.getvalue())
+    return _scores(target, scorer, values)
 
 
-def _identity(image: GeneratedImage, folder: Path) -> tuple[str, str, int, int | None]:
-    return image.file.relative_to(folder).as_posix(), image.prompt, image.index, image.seed
+def _refuse_other(target: Target, scorer: Scorer) -> None:
+    """Raise UserError where a file holds scores of another version, with both identities."""
+    file, wanted = scores_file(target, scorer.name), identity_of(scorer)
+    try:
+        held = _identity_in(pq.read_schema(file))
+    except (OSError, pa.ArrowInvalid):
+        return
+    if held is not None and held != wanted:
+        of_held, of_wanted = (_different(one, other) for one, other in ((held, wanted), (wanted, held)))
+        raise UserError(f"{file} holds scores of {of_held}, not of {of_wanted}; --overwrite replaces them")
+
+
+def _identity_in(schema: pa.Schema) -> dict[str, str] | None:
+    try:
+        return json.loads((schema.metadata or {})[IDENTITY])
+    except (KeyError, ValueError):
+        return None
+
+
+def _different(identity: dict[str, str], other: dict[str, str]) -> str:
+    """An identity in words: its name, its version, and what else the other one lacks."""
+    more = [f"{key} {value}" for key, value in identity.items() if other.get(key) != value and key != "version"]
+    return ", ".join([f"{identity.get('scorer')} {identity.get('version')}", *more])
+
+
+def _name_missing(target: Target, names: list[str], answers: list[Answers]) -> None:
+    """Name the first images without a score, and count them: broken ones once, others for each scorer."""
+    sides = target.pictures.sides
+    lines: dict[str, None] = {}
+    for name, said in zip(names, answers, strict=True):
+        for place in range(len(said)):
+            answer = said[place]
+            if answer.value is None:
+                where = target.pictures.where(place // len(sides), sides[place % len(sides)])
+                why = f"cannot be decoded: {answer.why}" if answer.broken else f"no score by {name}"
+                lines[f"{where}: {why}" + (f": {answer.why}" if answer.why and not answer.broken else "")] = None
+    for line in list(lines)[:NAMED]:
+        print(f"diffpref: warning: {line}", file=sys.stderr)
+    if len(lines) > NAMED:
+        print(f"diffpref: warning: and {len(lines) - NAMED} more without a score", file=sys.stderr)

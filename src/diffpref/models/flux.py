@@ -72,9 +72,9 @@ class Flux(LatentBackbone):
         )[0]
         return unpack(tokens, h, w)
 
-    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
-        """(C, h, w) of a square image's latents; raises UserError for a side that is no multiple of a token's."""
-        return self.vae.latent_shape(resolution, patch=2)
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """(C, h, w) of an image's latents; raises UserError for a side that is no multiple of a token's."""
+        return self.vae.latent_shape(width, height, patch=2)
 
     @property
     def resolution(self) -> int:

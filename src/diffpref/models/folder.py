@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffpref.errors import UserError, nearest
+from diffpref.errors import UserError, first_line, nearest
 
 FETCHED = [
     "*.json",
@@ -93,11 +93,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object")
     return content
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its kind where it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def weights_hash(folder: Path) -> str:

@@ -149,14 +149,14 @@ class QwenImage(LatentBackbone):
         )[0]
         return unpack(tokens, h, w)
 
-    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
-        """(C, h, w) of a square image's latents; raises UserError for a side that is no multiple of a token's."""
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """(C, h, w) of an image's latents; raises UserError for a side that is no multiple of a token's."""
         shrink = self.vae.shrink
-        if resolution % (2 * shrink):
-            raise UserError(
-                f"resolution: {resolution} is no multiple of {2 * shrink}, the VAE's {shrink} times the patch's 2"
-            )
-        return self.vae.channels, resolution // shrink, resolution // shrink
+        for side in (width, height):
+            if side % (2 * shrink):
+                both = f"{2 * shrink}, the VAE's {shrink} times the patch's 2"
+                raise UserError(f"resolution: {side} is no multiple of {both}")
+        return self.vae.channels, height // shrink, width // shrink
 
     @property
     def resolution(self) -> int:

@@ -50,9 +50,9 @@ class StableDiffusion(LatentBackbone):
         dtype = input_dtype(self.net, x_t)
         return self.net(x_t.to(dtype), t, encoder_hidden_states=cond["text"].to(dtype), return_dict=False)[0]
 
-    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
-        """(C, h, w) of a square image's latents; raises UserError for a side that the VAE cannot halve evenly."""
-        return self.vae.latent_shape(resolution)
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """(C, h, w) of an image's latents; raises UserError for a side that the VAE cannot halve evenly."""
+        return self.vae.latent_shape(width, height)
 
     @property
     def resolution(self) -> int:

@@ -74,15 +74,15 @@ class StableDiffusion3(LatentBackbone):
             return_dict=False,
         )[0]
 
-    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
-        """(C, h, w) of a square image's latents.
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """(C, h, w) of an image's latents.
 
         Raises UserError for a side that is no multiple of a token's, or larger than the network has positions for.
         """
         patch, most = self.config.patch_size, self.config.pos_embed_max_size
-        shape = self.vae.latent_shape(resolution, patch)
-        if shape[1] // patch > most:
-            raise UserError(f"resolution: {resolution} is above this network's {most * patch * self.vae.shrink}")
+        shape, limit = self.vae.latent_shape(width, height, patch), most * patch * self.vae.shrink
+        if max(width, height) > limit:
+            raise UserError(f"resolution: {max(width, height)} is above this network's {limit}")
         return shape
 
     @property

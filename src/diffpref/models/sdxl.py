@@ -73,9 +73,9 @@ class StableDiffusionXL(LatentBackbone):
         ids = [*size, 0, 0, *([AESTHETIC_SCORE] if self.aesthetic else size)]
         return torch.tensor(ids, dtype=torch.float32, device=x_t.device).expand(len(x_t), -1)
 
-    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
-        """(C, h, w) of a square image's latents; raises UserError for a side that the VAE cannot halve evenly."""
-        return self.vae.latent_shape(resolution)
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """(C, h, w) of an image's latents; raises UserError for a side that the VAE cannot halve evenly."""
+        return self.vae.latent_shape(width, height)
 
     @property
     def resolution(self) -> int:

@@ -76,17 +76,18 @@ class Vae:
         mean, deviation, factor = self._moments(latents)
         return (self.model.decode(latents * deviation / factor + mean).sample / 2 + 0.5).clamp(0, 1)
 
-    def latent_shape(self, resolution: int, patch: int = 1) -> tuple[int, int, int]:
-        """(C, h, w) of a square image's latents; raises UserError for a side that does not divide evenly.
+    def latent_shape(self, width: int, height: int, patch: int = 1) -> tuple[int, int, int]:
+        """(C, h, w) of an image's latents; raises UserError for a side that does not divide evenly.
 
         patch: how many latents a side of a transformer's patch takes.
         """
-        if resolution % self.shrink:
-            raise UserError(f"resolution: {resolution} is no multiple of the VAE's {self.shrink}")
-        if resolution % (self.shrink * patch):
-            both = f"{self.shrink * patch}, the VAE's {self.shrink} times the patch's {patch}"
-            raise UserError(f"resolution: {resolution} is no multiple of {both}")
-        return self.channels, resolution // self.shrink, resolution // self.shrink
+        for side in (width, height):
+            if side % self.shrink:
+                raise UserError(f"resolution: {side} is no multiple of the VAE's {self.shrink}")
+            if side % (self.shrink * patch):
+                both = f"{self.shrink * patch}, the VAE's {self.shrink} times the patch's {patch}"
+                raise UserError(f"resolution: {side} is no multiple of {both}")
+        return self.channels, height // self.shrink, width // self.shrink
 
     def identity(self) -> str:
         """A hash of config and weights, which latents depend on."""

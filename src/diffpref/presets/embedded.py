@@ -47,6 +47,7 @@ def _method(name: str, base: Config = _DPO, objective: Objective = _DPO.objectiv
 _CAPTIONS = replace(_DPO, data=replace(_DPO.data, captions="image"))
 _SINGLE = replace(_DPO, points=Independent())
 _EXPERTS = replace(_DPO, data=replace(_DPO.data, path="embedded-experts", holdout=0.0))
+_EXPERT_PAIRS = replace(_EXPERTS, data=replace(_EXPERTS.data, path="embedded-expert-pairs"))
 _SCORED = replace(_DPO, data=replace(_DPO.data, choice_model="embedded_judge", choice_temperature=0.2))
 
 PRESETS = {
@@ -58,7 +59,7 @@ PRESETS = {
         train=replace(_DPO.train, learning_rate=2e-4),
     ),
     "embedded-sft": _method("sft", replace(_EXPERTS, points=Independent()), SFT(), learning_rate=5e-5),
-    "embedded-dcpo": _method("dcpo", _CAPTIONS),
+    "embedded-dcpo": _method("dcpo", _CAPTIONS, DPO(beta=200.0)),
     "embedded-dro": _method(
         "dro",
         replace(_EXPERTS, points=Replay(sampler="ddim", steps=10)),
@@ -78,7 +79,7 @@ PRESETS = {
         ema=True,
         ema_decay=0.98,
     ),
-    "embedded-dspo": _method("dspo", objective=DSPO(beta=0.01), learning_rate=1e-4, max_steps=400),
+    "embedded-dspo": _method("dspo", _EXPERT_PAIRS, DSPO(beta=0.01), learning_rate=5e-5, ema=True, ema_decay=0.98),
     "embedded-dmpo": _method("dmpo", objective=DMPO(beta=50.0)),
     "embedded-linear-dpo": _method("linear-dpo", objective=LinearDPO(beta=50.0)),
     "embedded-inpo": _method("inpo", replace(_DPO, points=Inverted(stride=250)), max_steps=150),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal, Protocol, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
 from PIL import Image
 
@@ -97,22 +97,28 @@ def scorer_names() -> list[str]:
     return sorted(re.sub(r"_(?=\d)", ".", name).replace("_", "-") for name in modules if name != "base")
 
 
-def load_scorer(wanted: str, device: str = "cpu", precision: Precision = "fp32") -> Scorer:
-    """Load a scorer by its name, as `NAME=WEIGHTS` from weights of one's own, or from a Python file.
+def load_scorer(wanted: str, device: str = "cpu", precision: Precision | None = None) -> Scorer:
+    """Load a scorer by its name, as `NAME=WEIGHTS` from weights of one's own, or from a file of one's own.
 
-    WEIGHTS is a hub id, a folder or a file. A Python file is the user's own code and has a function `load(device)`.
-    precision: of the network's weights; scores are always fp32. Raises UserError with the nearest right name for an
-    unknown one, for weights that cannot be read or are not this scorer's, and for a file that gives no scorer.
+    WEIGHTS is a hub id, a folder or a file; some scorers take a second such place after another `=`. A Python file is
+    the user's own code and has a function `score(images, prompts)` or `load(device)`; a safetensors file is a linear
+    head on CLIP's image features, and `HEAD.safetensors=CLIP` takes another CLIP than its metadata tell.
+    precision: of the network's weights, None for the scorer's own (fp32, but bf16 for HPSv3); scores are always fp32.
+    Raises UserError with the nearest right name for an unknown one, for weights that cannot be read or are not this
+    scorer's, and for a file that gives no scorer.
     """
     if wanted.endswith(".py"):
         return _from_file(Path(wanted), device)
     name, _, weights = wanted.partition("=")
+    if precision not in (None, *get_args(Precision)):
+        raise UserError(f"precision: {precision!r} is none of {', '.join(get_args(Precision))}")
+    if name.endswith(".safetensors"):
+        heads = importlib.import_module(f"{scorers.__name__}.parts.heads")
+        return heads.load_head(Path(name), _own_name(Path(name)), weights or None, device, precision or "fp32")
     if name not in scorer_names():
         raise UserError(f"unknown scorer {name!r}: {nearest(name, scorer_names())}")
-    if precision not in get_args(Precision):
-        raise UserError(f"precision: {precision!r} is none of {', '.join(get_args(Precision))}")
     module = importlib.import_module(f"{scorers.__name__}.{re.sub('[-.]', '_', name)}")
-    return module.load(weights or None, device, precision)
+    return module.load(weights or None, device, *((precision,) if precision else ()))
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,29 @@ class _OfFile:
         return self.scorer(images, prompts)
 
 
+@dataclass(frozen=True)
+class _OfFunction:
+    """A scorer that is a function of a file and is called as the file is; its version is the file's."""
+
+    function: Callable[..., Any]  # of images and prompts, to one number for each
+    file: Path
+    name: str
+    version: str
+
+    def __call__(self, images: list[Image.Image], prompts: list[str]) -> list[float]:
+        scores = [float(score) for score in self.function(images, prompts)]
+        if len(scores) != len(images):
+            raise UserError(f"the scorer {self.file}: score gives {len(scores)} numbers for {len(images)} images")
+        return scores
+
+
+def _own_name(file: Path) -> str:
+    """What a scorer of a file is called: as the file, which must not be called as one of ours is."""
+    if file.stem in scorer_names():
+        raise UserError(f"the scorer {file} would be called {file.stem}, as one of diffpref's is: rename the file")
+    return file.stem
+
+
 def _from_file(file: Path, device: str) -> Scorer:
     try:
         content = file.read_bytes()
@@ -137,8 +166,11 @@ def _from_file(file: Path, device: str) -> Scorer:
         raise UserError(f"cannot read the scorer {file}: {error.strerror}") from error
     except Exception as error:
         raise UserError(f"the scorer {file} cannot be loaded: {type(error).__name__}: {error}") from error
+    function = getattr(module, "score", None)
+    if callable(function) and not hasattr(module, "load"):
+        return _OfFunction(function, file, _own_name(file), hashlib.sha256(content).hexdigest()[:12])
     if not callable(getattr(module, "load", None)):
-        raise UserError(f"the scorer {file} has no function load(device)")
+        raise UserError(f"the scorer {file} has no function load(device), and none score(images, prompts)")
     scorer = module.load(device)
     if not isinstance(scorer, Scorer):
         raise UserError(f"the scorer {file}: load gives {type(scorer).__name__}, which has no name, version or call")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import get_args
 
+from diffpref.data.buckets import bucket_sizes
 from diffpref.errors import UserError
-from diffpref.points import Placement
+from diffpref.points import Placement, Replay
 from diffpref.train.config import Config
 
 
@@ -89,6 +90,12 @@ def _check_choices(config: Config) -> None:
     if data.crop == "random" and data.cache != "none":
         raise UserError(
             "data.crop: a random crop is another at every step, so it cannot be stored; add --data.cache none"
+        )
+    bucket_sizes(data)  # refuses keys that make none
+    if data.buckets and isinstance(points, Replay) and (points.trajectories, points.refresh_steps) != (1, 1):
+        raise UserError(
+            "data.buckets: replay points that keep trajectories keep them in one shape; "
+            "leave points.trajectories and points.refresh_steps at 1"
         )
     if data.choice_temperature is not None and data.choice_model is None:
         raise UserError("data.choice_temperature: labels come from scores only under data.choice_model; set that too")

@@ -47,16 +47,24 @@ class DataConfig:
     """Which preferences are trained on, and how they are read."""
 
     path: str = "embedded"
-    """A dataset in the normal form (see `diffpref data import`), `embedded`, or `embedded-experts`."""
+    """A dataset in the normal form (see `diffpref data import`), `embedded`, `embedded-experts`, or
+    `embedded-expert-pairs`."""
     split: str = "train"
     """Which split of it."""
     holdout: float = 0.0
     """Share of the prompts kept out of training, on whose pairs the held-out accuracy is measured."""
     resolution: int = 512
     """Side of the training images in pixels."""
+    buckets: bool = False
+    """Train at shapes near those of the images instead of squares: sides are multiples of a step, and no shape has
+    more pixels than the square of `resolution`."""
+    bucket_step: int = 64
+    """Sides of buckets are multiples of so many pixels, and the resolution must be one."""
+    bucket_max_aspect: float = 2.5
+    """One side of a bucket is at most so many times the other; longer images lose their ends."""
     crop: Literal["center", "random", "none"] = "center"
-    """`center`: shortest side to the resolution, then the middle square; `random`: any square of it, which needs
-    `cache: none`; `none`: squeezed to the square."""
+    """`center`: scaled to cover the square or bucket, then its middle; `random`: any such part of it, which needs
+    `cache: none`; `none`: squeezed to the shape."""
     flip: bool = False
     """Mirror half of the images. Leave off where captions say left or right."""
     augmentation: Literal["shared", "independent"] = "shared"
@@ -154,11 +162,14 @@ class ValidationConfig:
     pairs: int = 256
     """At most so many held-out pairs are measured."""
     prompts: str | None = None
-    """A text file of prompts (one a line) to draw images for, or `embedded`; none when not given."""
+    """Prompts to draw images for, in any form that `generate --prompts` reads, or `embedded`; none when not given."""
     images: int = 8
     """How many of these prompts."""
     scorer: str | None = None
-    """Score the validation images with it; none when not given."""
+    """Score the validation images by these reward models, with commas between them; none when not given. By the first
+    one's mean the best checkpoint is marked, in `checkpoints/best.json`."""
+    keep_best: bool = True
+    """Write a checkpoint of every step whose score is the best so far, and keep it until a better one comes."""
     sampler: Literal["ddpm", "ddim", "dpmsolver++", "euler", "flow"] = "ddim"
     """The sampler of the validation images; `flow` is that of SD3, FLUX and Qwen-Image."""
     num_inference_steps: int = 50

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from diffpref.data.ahead import Ahead
 from diffpref.data.choice import Choice
@@ -78,10 +79,11 @@ def train(config: Config, resume: bool = False) -> Path:
     if wants_calibration(config.objective):
         learner = replace(learner, objective=state.objective(lambda: calibrated_objective(learner)))
 
-    def look(step: int) -> None:
-        """Validate, on the main process; the others wait."""
+    def look(step: int) -> bool:
+        """Validate, on the main process; the others wait. Whether the score is the best so far, in every process."""
+        best = [False]
         if accelerator.is_main_process:
-            with state.shown_weights():
+            with state.shown_weights(), validation.undisturbed():
                 if heldout is not None:
                     with accelerator.autocast():
                         found = validation.heldout_metrics(
@@ -89,10 +91,15 @@ def train(config: Config, resume: bool = False) -> Path:
                         )
                     run.log({"step": step, **found})
                 folder = run.samples / f"step-{step}"
-                found = validation.sample_images(backbone, folder, config.validation, config.data.resolution)
+                found = validation.sample_images(
+                    backbone, folder, config.validation, config.data.resolution, accelerator.device
+                )
                 if found:
                     run.log({"step": step, **found})
-        accelerator.wait_for_everyone()
+                if scorer := validation.first_scorer(found):
+                    best = [run.mark_best(scorer) == step]
+        broadcast_object_list(best)  # waits
+        return best[0]
 
     if state.step == 0:
         look(0)
@@ -117,10 +124,10 @@ def train(config: Config, resume: bool = False) -> Path:
                     run.log({**seen, **entry, **clock.rate()})
                 with clock.stopped():
                     state.watch(entry)
-                    if last or _due(state.step, config.validation.steps):
-                        look(state.step)
-                    if last or _due(state.step, config.train.checkpointing_steps):
-                        state.keep()
+                    best = (last or _due(state.step, config.validation.steps)) and look(state.step)
+                    planned = last or _due(state.step, config.train.checkpointing_steps)
+                    if planned or (best and config.validation.keep_best):
+                        state.keep(planned)
     except KeyboardInterrupt:
         log.warning("interrupted at step %d; add --resume to go on from the last checkpoint", state.step)
         raise
@@ -168,7 +175,19 @@ def _announce(config: Config, choice: Choice, loader: Loader, run: RunFolder) ->
     left_out = ", ".join(f"{count} {reason}" for reason, count in choice.dropped.items() if count)
     text = f"{len(loader)} {kind} to train on, {len(choice.heldout)} held out"
     log.info("%s%s", text, f"; left out: {left_out}" if left_out else "")
+    if config.data.buckets:
+        _announce_buckets(loader)
     _list_skipped(loader, run)
+
+
+def _announce_buckets(loader: Loader) -> None:
+    """Say how many items each shape has, and warn of those whose optimizer steps repeat items."""
+    told, counts = loader.store.buckets.told, loader.shapes()
+    log.info("buckets: %s", told(counts))
+    if few := told([count if count < loader.run else 0 for count in counts]):
+        log.warning(
+            "buckets of fewer items than a step's %d, whose steps take an item several times: %s", loader.run, few
+        )
 
 
 def _list_skipped(loader: Loader, run: RunFolder) -> None:

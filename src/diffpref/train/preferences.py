@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ from diffpref.data.captioning import caption_dataset
 from diffpref.data.choice import Choice, choose_rows, with_weights
 from diffpref.data.dataset import PreferenceDataset
 from diffpref.data.direct import Direct
-from diffpref.data.labelling import label_dataset, scorers_named
+from diffpref.data.labelling import label_dataset
 from diffpref.data.loader import Loader
+from diffpref.data.measuring import assign_buckets, refuse_sizes
 from diffpref.data.options import with_options
+from diffpref.data.scoring import scorers_named
 from diffpref.data.store import build_store
 from diffpref.data.views import Encoded
 from diffpref.embedded.describer import Describer
@@ -21,10 +25,11 @@ from diffpref.errors import UserError
 from diffpref.train.config import Config, DataConfig
 from diffpref.types import Backbone, Items
 
-EMBEDDED = ("embedded", "embedded-experts")  # values of data.path
+EXPERTS_OF = {"embedded-experts": False, "embedded-expert-pairs": True}  # by data.path, whether whole pairs are kept
+EMBEDDED = ("embedded", *EXPERTS_OF)  # values of data.path
 DESCRIBER: dict[str, str | float] = {"captioner": Describer.name, "version": Describer.version}
 EMBEDDED_JUDGE = "embedded-judge"
-EXPERTS = 500  # single images of `embedded-experts`, as many as Diffusion-DRO's published sets have
+EXPERTS = 500  # images of `embedded-experts`, as many as Diffusion-DRO's published sets have
 
 
 def items_of(config: Config) -> Items:
@@ -39,15 +44,15 @@ def open_dataset(config: Config, accelerator: Any) -> PreferenceDataset:
 
     The main process makes the embedded preferences; the others wait for it. Raises UserError.
     """
+    items = items_of(config)
+    if items == "pairs" and config.data.path == "embedded-experts":  # before thousands of images are scored
+        raise _needs_pairs(config, config.data.path)
     if accelerator.is_main_process:
         make_embedded(config)
     accelerator.wait_for_everyone()
-    dataset, items = PreferenceDataset.open(dataset_path(config), config.data.split), items_of(config)
+    dataset = PreferenceDataset.open(dataset_path(config), config.data.split)
     if items == "pairs" and dataset.kind != "pairs":
-        raise UserError(
-            f"data.path: {dataset.path} holds single images, but the objective {config.objective.name!r} on "
-            f"{config.points.name!r} points needs pairs (columns chosen and rejected)"
-        )
+        raise _needs_pairs(config, dataset.path)
     dataset = with_options(dataset, config.data, items)
     if items == "judged" and dataset.kind == "images":
         _refuse_one_sided(config, dataset)
@@ -68,16 +73,20 @@ def open_preferences(
     choice = choose_rows(dataset, encoded.bad, config.data)
     weighted = with_weights(dataset, config.data, choice)
 
-    def loader(rows: list[int]) -> Loader:
-        return Loader(weighted, encoded, backbone, config.data, rows, config.train.seed, items_of(config))
+    def loader(rows: list[int], run: int) -> Loader:
+        return Loader(weighted, encoded, backbone, config.data, rows, config.train.seed, items_of(config), run)
 
-    return loader(choice.train), loader(choice.heldout) if choice.heldout else None, choice
+    step = config.train.batch_size * config.train.gradient_accumulation_steps * accelerator.num_processes
+    return loader(choice.train, step), loader(choice.heldout, 1) if choice.heldout else None, choice
 
 
 def _encoded(config: Config, dataset: PreferenceDataset, backbone: Backbone, accelerator: Any) -> Encoded:
     if config.data.cache == "none":
-        backbone.latent_shape(config.data.resolution)  # refuses a resolution that the VAE cannot take
-        direct = Direct(dataset, backbone, config.data)
+        refuse_sizes(backbone, config.data)
+        beside = store_path(replace(config, data=replace(config.data, cache=None)))  # for the sizes of images alone
+        buckets = assign_buckets(beside, dataset, config.data, shown=bool(accelerator.is_main_process))
+        accelerator.wait_for_everyone()
+        direct = Direct(dataset, backbone, config.data, buckets)
         if accelerator.is_main_process:
             direct.warn_of_cut_prompts()
         return direct
@@ -85,6 +94,13 @@ def _encoded(config: Config, dataset: PreferenceDataset, backbone: Backbone, acc
     store = build_store(store_path(config), dataset, backbone, config.data, shown=main)  # by all processes together
     accelerator.wait_for_everyone()
     return store
+
+
+def _needs_pairs(config: Config, path: Path | str) -> UserError:
+    return UserError(
+        f"data.path: {path} holds single images, but the objective {config.objective.name!r} on "
+        f"{config.points.name!r} points needs pairs (columns chosen and rejected)"
+    )
 
 
 def _refuse_one_sided(config: Config, dataset: PreferenceDataset) -> None:
@@ -139,12 +155,14 @@ def import_embedded(path: Path) -> None:
 def _embedded_steps(data: DataConfig) -> list[tuple[str, Callable[[PreferenceDataset, Path], Any]]]:
     """What is made of the embedded preferences before training, by the name that it adds to their folder's."""
     steps: list[tuple[str, Callable[[PreferenceDataset, Path], Any]]] = []
-    experts = data.path == "embedded-experts"
+    experts = data.path in EXPERTS_OF
     if experts or (data.choice_model or "").replace("_", "-") == EMBEDDED_JUDGE:
         scorers = scorers_named(EMBEDDED_JUDGE, "cpu")
         steps.append(("scored", lambda dataset, output: label_dataset(dataset, output, scorers)))
     if experts:
-        steps.append(("experts", lambda dataset, output: select_top(dataset, output, EMBEDDED_JUDGE, EXPERTS)))
+        pairs = EXPERTS_OF[data.path]
+        select = partial(select_top, scorer=EMBEDDED_JUDGE, top=EXPERTS, pairs=pairs)
+        steps.append(("expert-pairs" if pairs else "experts", select))
     if data.captions == "image":
         steps.append(("captioned", lambda dataset, output: caption_dataset(dataset, output, Describer, DESCRIBER)))
     return steps

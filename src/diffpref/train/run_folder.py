@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diffpref.errors import UserError
+from diffpref.files import write_whole
 from diffpref.train.config import Config
 from diffpref.train.config_file import from_yaml, to_yaml
 
@@ -19,6 +20,7 @@ from diffpref.train.config_file import from_yaml, to_yaml
 # The batch may be split otherwise: `resume` compares what the parts multiply to.
 FREE_TO_CHANGE = {"checkpointing_steps", "checkpoints_total_limit", "logging_steps", "max_steps"}
 FREE_TO_CHANGE |= {"batch_size", "gradient_accumulation_steps"}
+SCORE = "validation_score"  # in metrics.jsonl: the mean by the first scorer; with _NAME behind it that by each
 
 
 class RunFolder:
@@ -30,6 +32,7 @@ class RunFolder:
         self.samples = path / "samples"
         self.final = path / "final"
         self._metrics = path / "metrics.jsonl"
+        self._best = self.checkpoints / "best.json"
 
     def refuse_if_taken(self, config: Config, resume: bool) -> None:
         """Raise UserError if the folder holds another run, or one that is not to be resumed, or cannot be written."""
@@ -60,6 +63,30 @@ class RunFolder:
             return
         kept = [line for line in self._metrics.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
         self._metrics.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def mark_best(self, scorer: str) -> int | None:
+        """Name in checkpoints/best.json the step after 0 with the highest mean score by `scorer`; that step.
+
+        metrics.jsonl alone decides, of equal steps the first. Without any such step there is no mark.
+        """
+        key, best = f"{SCORE}_{scorer}", None
+        for line in self._metrics.read_text(encoding="utf-8").splitlines() if self._metrics.is_file() else ():
+            entry = json.loads(line)
+            if entry["step"] > 0 and key in entry and (best is None or entry[key] > best[key]):
+                best = entry
+        if best is None:
+            self._best.unlink(missing_ok=True)
+            return None
+        told = {"step": best["step"], "scorer": scorer, "value": best[key]}
+        write_whole(self._best, (json.dumps(told, indent=1) + "\n").encode())
+        return best["step"]
+
+    def best(self) -> dict[str, Any] | None:
+        """What `mark_best` wrote: step, scorer and value; None where there is no mark."""
+        try:
+            return json.loads(self._best.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
 
     def list_skipped(self, rows: list[dict[str, str]]) -> None:
         """Name the rows that could not be read, in skipped_rows.json."""

@@ -97,10 +97,15 @@ class RunState:
             self._restore(found)
             log.warning("%s; back to the weights of step %d", self._guard.message, found.step)
 
-    def keep(self) -> None:
-        """Write a checkpoint, on the main process; the others wait."""
+    def keep(self, planned: bool = True) -> None:
+        """Write a checkpoint, on the main process; the others wait.
+
+        One that is not planned is there because of its score; the guard does not go back to it, for what is looked at
+        must not change the training.
+        """
         points = self._place.state()  # of all processes, which it joins
-        self._guard.kept(self.step)
+        if planned:
+            self._guard.kept(self.step)
         if self._accelerator.is_main_process:
             scaler = self._accelerator.scaler.state_dict() if self._accelerator.scaler else None
             state = {"items_per_step": self._items, "non_finite": self.non_finite, "scaler": scaler, "beta": self.beta}
@@ -111,6 +116,8 @@ class RunState:
             captured = checkpoint.capture(self.step, self._net, self._optimizer, state, extra)
             limit = self._config.train.checkpoints_total_limit
             protected = {self._guard.good or 0} if self._config.guard.action == "rollback" else set()
+            if self._config.validation.keep_best and (best := self._run.best()):
+                protected = protected | {best["step"]}
             checkpoint.save(self._run.checkpoints, captured, limit, protected)
         self._accelerator.wait_for_everyone()
 
@@ -134,6 +141,8 @@ class RunState:
             log.info("going on from step %d", self.step)
         if self._accelerator.is_main_process:
             self._run.rewind_metrics(self.step if found else -1)
+            if best := self._run.best():
+                self._run.mark_best(best["scorer"])  # of steps that will be taken again there is no best one yet
         self._accelerator.wait_for_everyone()
 
     def _restore(self, found: Checkpoint) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from diffpref.data.loader import Loader
@@ -12,9 +16,9 @@ from diffpref.evaluate.generate import generate, wishes
 from diffpref.evaluate.prompts import read_prompts
 from diffpref.objectives import Objective
 from diffpref.sampling import Sampling
-from diffpref.scorers.base import load_scorer
 from diffpref.train.config import ValidationConfig
 from diffpref.train.placing import Placer, Stateless
+from diffpref.train.run_folder import SCORE
 from diffpref.types import Backbone, Outputs, Predict
 
 BATCH = 16
@@ -43,8 +47,8 @@ def heldout_metrics(
     still = replace(loader, seed=validation.seed, data=replace(loader.data, flip=False, prompt_dropout=0.0))
     count = min(len(loader), validation.pairs)
     seen = []
-    for start in range(0, count, BATCH):
-        at = place(still.batch(list(range(start, min(start + BATCH, count)))))
+    for places in still.batches(count, BATCH):
+        at = place(still.batch(places))
         predicted = backbone.predict(at.x_t, at.t, at.cond)
         known = reference(at.x_t, at.t, at.cond) if reference else None
         seen.append(Outputs(predicted, at.target, known, at.label, at.weight))
@@ -62,8 +66,14 @@ def heldout_metrics(
     return found
 
 
-def sample_images(backbone: Backbone, folder: Path, validation: ValidationConfig, resolution: int) -> dict[str, float]:
-    """Draw images of the first prompts of the validation set, always from the same noise; their mean score if asked."""
+def sample_images(
+    backbone: Backbone, folder: Path, validation: ValidationConfig, resolution: int, device: torch.device
+) -> dict[str, float]:
+    """Draw images of a few prompts of the validation set, always from the same noise; their mean scores if asked.
+
+    `validation_score` is the first scorer's mean, `validation_score_NAME` that of each. Scorers are loaded for this and
+    let go afterwards, so that training has their memory.
+    """
     if validation.prompts is None or not validation.images:
         return {}
     prompts = read_prompts(validation.prompts)
@@ -73,6 +83,32 @@ def sample_images(backbone: Backbone, folder: Path, validation: ValidationConfig
     generate(backbone, folder, wanted, how, resolution, batch_size=8, quiet=True)
     if validation.scorer is None:
         return {}
-    from diffpref.evaluate.score import scores_of
+    from diffpref.data.engine import Running
+    from diffpref.data.scoring import scorers_named
+    from diffpref.evaluate.score import score
+    from diffpref.evaluate.targets import folder_target
 
-    return {"validation_score": scores_of(folder, load_scorer(validation.scorer)).summary().mean}
+    scorers = scorers_named(validation.scorer, str(device))
+    found = score([folder_target(folder)], scorers, running=Running(shown=False), overwrite=True)
+    means = {scores.scorer: scores.summary().mean for scores in found}
+    known = {f"{SCORE}_{name}": mean for name, mean in means.items() if mean is not None}
+    first = means[found[0].scorer]
+    return ({} if first is None else {SCORE: first}) | known
+
+
+def first_scorer(found: dict[str, float]) -> str | None:
+    """The scorer whose mean is `validation_score`, and decides which checkpoint is the best."""
+    names = [key.removeprefix(f"{SCORE}_") for key in found if key.startswith(f"{SCORE}_")]
+    return names[0] if SCORE in found else None
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Whatever is drawn within from the generators of Python, NumPy and torch, they go on outside as if it were not."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -24,6 +24,8 @@ is taken over at once. Claims save work and nothing else: without them two proce
   to answer, and gives a function from a list of `Asked(text, image, name)` to a list of answers of the same length:
   a number (`answers="number"`) or a text (`"text"`), None, or `Refusal(why)`. `load` must be picklable: a function of a
   module, or a `functools.partial` of one; wrap a costly one in `Once` where the command itself needs the tool too.
+- `ask_all(stages, ...)`: several tools in one pass over the images. Each image is decoded once, and prepared once in
+  each way that a `Preparing` tool wants it, in threads that run ahead of the tools.
 - `image_questions(dataset, ledger)`: one question for each image, row by row, side by side, with its row's prompt.
 - `Question(text, name=...)`: a question without an image, such as a caption to be perturbed with its row's id as seed.
 """
@@ -31,14 +33,18 @@ is taken over at once. Claims save work and nothing else: without them two proce
 from diffpref.data.engine.hashing import image_questions
 from diffpref.data.engine.ledger import ledger_of
 from diffpref.data.engine.plan import Question
-from diffpref.data.engine.running import Answer, Answers, Running, ask, is_main
-from diffpref.data.engine.stage import Asked, Once, Refusal, Said, Say, Stage
+from diffpref.data.engine.running import Answer, Answers, Running, ask, ask_all, is_main, own_device
+from diffpref.data.engine.source import Captioned, Images
+from diffpref.data.engine.stage import Asked, Once, Preparing, Refusal, Said, Say, Stage
 
 __all__ = [
     "Answer",
     "Answers",
     "Asked",
+    "Captioned",
+    "Images",
     "Once",
+    "Preparing",
     "Question",
     "Refusal",
     "Running",
@@ -46,7 +52,9 @@ __all__ = [
     "Say",
     "Stage",
     "ask",
+    "ask_all",
     "image_questions",
     "is_main",
     "ledger_of",
+    "own_device",
 ]

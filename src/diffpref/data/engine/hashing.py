@@ -1,4 +1,4 @@
-"""The SHA-256 of every image of a dataset, made once for each of its files and kept in the ledger."""
+"""The SHA-256 of every image, made once for each file of a dataset or folder and kept in the ledger."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from diffpref.data.dataset import Pictures, PreferenceDataset, Shard
 from diffpref.data.engine.ledger import Claims, read_table, write_table, writing
 from diffpref.data.engine.plan import Question
+from diffpref.data.engine.source import Captioned, Images
 from diffpref.data.threads import map_in_order
 from diffpref.progress import Bar
 
 WAIT = 0.1  # seconds between looks at what other processes are busy with
 
 
-def image_questions(dataset: PreferenceDataset, ledger: Path) -> Iterator[Question]:
+def image_questions(dataset: Captioned, ledger: Path, shown: bool = True) -> Iterator[Question]:
     """One question for each image, in the order of rows and then sides, with its row's prompt.
 
     Files that were hashed before are not read again, unless they were written since. Several processes share the files.
@@ -27,35 +27,30 @@ def image_questions(dataset: PreferenceDataset, ledger: Path) -> Iterator[Questi
     folder = ledger / "hashes"
     with writing(folder / "claims"):
         claims = Claims(folder / "claims")
-    sides = len(dataset.sides)
-    files = [folder / f"{_identity(shard)}.parquet" for shard in dataset.shards]
-    there = sides * sum(sum(shard.groups) for shard, file in zip(dataset.shards, files, strict=True) if file.is_file())
-    with Bar("hashes", sides * len(dataset), "images", done=there) as bar:
-        for shard, file in zip(dataset.shards, files, strict=True):
+    pictures = dataset.pictures
+    sides = pictures.sides
+    parts = [(folder / f"{name}.parquet", part) for name, part in pictures.parts()]
+    there = len(sides) * sum(len(part) for file, part in parts if file.is_file())
+    row = 0
+    with Bar("hashes", len(sides) * len(pictures), "images", done=there, shown=shown) as bar:
+        for file, part in parts:
             fresh = not file.is_file()
-            hashes = _hashes(shard, dataset, file, claims)
+            hashes = _hashes(part, file, claims)
             bar.advance(fresh * len(hashes))
             for place, content in enumerate(hashes):
-                row, side = shard.first + place // sides, dataset.sides[place % sides]
-                yield Question(dataset.prompts[row], content, row=row, side=side)
+                number, side = row + place // len(sides), sides[place % len(sides)]
+                yield Question(dataset.prompts[number], content, row=number, side=side)
+            row += len(part)
 
 
-def _hashes(shard: Shard, dataset: PreferenceDataset, file: Path, claims: Claims) -> list[bytes]:
-    """The hashes of one file's images, from the ledger or made now."""
+def _hashes(part: Images, file: Path, claims: Claims) -> list[bytes]:
+    """The hashes of one part's images, from the ledger or made now."""
     while True:
         with claims.claim(file.stem) as mine:
             if (table := read_table(file)) is not None:
                 return table["sha256"].to_pylist()
             if mine:
-                images = Pictures((shard,), dataset.sides).iter_images()
-                made = list(map_in_order(lambda image: hashlib.sha256(image[2]).digest(), images))
+                made = list(map_in_order(lambda image: hashlib.sha256(image[2]).digest(), part.iter_images()))
                 write_table(file, pa.table({"sha256": pa.array(made, pa.binary(32))}))
                 return made
         time.sleep(WAIT)
-
-
-def _identity(shard: Shard) -> str:
-    """A name for a file's content, from what changes whenever it is written; `changed` alone is kept by some copies."""
-    stat = shard.file.stat()
-    told = f"{shard.file.name}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0{stat.st_ino}"
-    return hashlib.sha256(told.encode()).hexdigest()[:24]

@@ -59,13 +59,24 @@ class Ledger:
         self.root = folder
         self.folder = folder / f"{stage.name}-{stage.key}"
         self._schema = stage.schema
-        told = {"stage": stage.name, "answers": stage.answers, **stage.identity}
+        text = json.dumps(
+            {"stage": stage.name, "answers": stage.answers, **stage.identity}, indent=2, ensure_ascii=False
+        )
         with writing(self.folder / "claims"):
             self.claims = Claims(self.folder / "claims")
         with self.claims.claim("0") as mine:  # else another process writes it just now
             if mine and not (self.folder / "stage.json").is_file():
-                text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
-                write_whole(self.folder / "stage.json", text.encode())
+                write_whole(self.folder / "stage.json", f"{text}\n".encode())
+        self._refuse_other(json.loads(text))
+
+    def _refuse_other(self, told: dict) -> None:
+        """Raise UserError where the folder says that its answers are another tool's: somebody moved or changed it."""
+        try:
+            held = json.loads((self.folder / "stage.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return
+        if held != told:
+            raise UserError(f"{self.folder} holds answers of {held}, not of {told}: move it away")
 
     def finished(self) -> set[str]:
         """The names of the units that are there."""
@@ -95,9 +106,12 @@ def write_table(file: Path, table: pa.Table) -> None:
     """A small parquet file, written beside, flushed and renamed. Raises UserError where it cannot be written."""
     beside = file.with_name(f".{file.name}.partial")
     with writing(file):
-        pq.write_table(table, beside, compression="zstd", write_page_checksum=True, write_statistics=False)
-        flush(beside)
-        beside.replace(file)
+        try:
+            pq.write_table(table, beside, compression="zstd", write_page_checksum=True, write_statistics=False)
+            flush(beside)
+            beside.replace(file)
+        finally:
+            beside.unlink(missing_ok=True)
         flush(file.parent)
 
 

@@ -10,22 +10,24 @@ import importlib
 import logging
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffpref.data.dataset import Pictures
+from diffpref.data.engine.answering import Desk, Finished, answered, desks_of
 from diffpref.data.engine.ledger import Ledger
 from diffpref.data.engine.plan import Plan, name_of
-from diffpref.data.engine.running import WAIT, Running, known_answers, missing_units, refuse_broken
-from diffpref.data.engine.stage import Say, Stage, answer_unit
+from diffpref.data.engine.running import WAIT, Running, lacking, left_of, refuse_broken
+from diffpref.data.engine.source import Images
+from diffpref.data.engine.stage import Stage
 from diffpref.errors import UserError
 from diffpref.progress import Bar
 
 BLOCKS = 1000  # most pieces that the units are handed out in
 
 
-def answer_on_ray(stage: Stage, plan: Plan, pictures: Pictures, book: Ledger, running: Running) -> None:
+def answer_on_ray(stages: list[Stage], plan: Plan, pictures: Images, books: list[Ledger], running: Running) -> None:
     """Answer what is missing by `running.workers` actors, on the cluster of RAY_ADDRESS or on a Ray of this machine.
 
     Raises UserError where Ray is not installed or the cluster is too small, and as `work` does.
@@ -37,8 +39,8 @@ def answer_on_ray(stage: Stage, plan: Plan, pictures: Pictures, book: Ledger, ru
         importlib.import_module("ray.data")
     except ImportError:
         raise UserError("--engine ray needs Ray, which is not installed: pip install 'diffpref[ray]'") from None
-    missing = missing_units(book, plan)
-    left = sum(unit.num_rows for unit in missing.values())
+    units = dict(plan.units())
+    missing = lacking(books, units)
     if not missing:
         return
     begun = not ray.is_initialized()
@@ -46,26 +48,30 @@ def answer_on_ray(stage: Stage, plan: Plan, pictures: Pictures, book: Ledger, ru
         _start(ray, running)
     try:
         _refuse_small(ray.cluster_resources(), running)
-        starts = [{"start": n * plan.unit} for n, (name, _) in enumerate(plan.units()) if name in missing]
+        starts = [{"start": n * plan.unit} for n, name in enumerate(units) if name in missing]
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        units = ray.data.from_items(starts, override_num_blocks=min(len(starts), BLOCKS))
-        told = units.map_batches(
+        pieces = ray.data.from_items(starts, override_num_blocks=min(len(starts), BLOCKS))
+        told = pieces.map_batches(
             _Actor,
-            fn_constructor_args=(stage, ray.put(plan), pictures, book),
+            fn_constructor_args=(stages, ray.put(plan), pictures, books[0].root),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=min(running.workers, len(starts))),
             num_cpus=1,
             num_gpus=running.gpus,
         )
-        broken = 0
-        with Bar(f"{stage.name} on Ray", len(plan), "answers", done=len(plan) - left) as bar:
+        broken, total = 0, len(plan) * len(books)
+        title = f"{', '.join(stage.name for stage in stages)} on Ray"
+        with Bar(title, total, "answers", done=total - left_of(missing, units)) as bar:
             for row in told.iter_rows():
                 if row["error"]:
                     raise UserError(row["error"])
-                bar.advance(row["questions"])
+                bar.advance(row["answers"])
                 broken += row["broken"]
-                refuse_broken(pictures, broken, missing[row["name"]], book.read(row["name"]))
+                if row["broken"]:
+                    table = next((found for book in books if (found := book.read(row["name"])) is not None), None)
+                    done = Finished(row["name"], row["answers"], row["broken"], table)
+                    refuse_broken(pictures, broken, units[row["name"]], done, running.bad_share)
     finally:
         if begun:
             ray.shutdown()
@@ -74,34 +80,28 @@ def answer_on_ray(stage: Stage, plan: Plan, pictures: Pictures, book: Ledger, ru
 class _Actor:
     """Answers units on some machine; the tool is loaded with the first of them."""
 
-    def __init__(self, stage: Stage, plan: Any, pictures: Pictures, book: Ledger) -> None:
-        self._stage, self._pictures = stage, pictures
+    def __init__(self, stages: list[Stage], plan: Any, pictures: Images, ledger: Path) -> None:
+        self._pictures = pictures
         self._plan: Plan = importlib.import_module("ray").get(plan)
-        self._book = Ledger(book.root, stage)
-        self._known = known_answers(self._book, self._plan)
-        self._say: Say | None = None
+        self._desks: list[Desk] = desks_of(stages, [Ledger(ledger, stage) for stage in stages], self._plan)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
-        """Of each unit, by where it starts, its name and how many questions and broken images it has, or an error."""
+        """Of each unit, by where it starts, its name and how many answers and broken images it has, or an error."""
         rows = [self._unit(int(start)) for start in batch["start"]]
         return {key: [row[key] for row in rows] for key in rows[0]}
 
     def _unit(self, start: int) -> dict[str, Any]:
         unit = self._plan.table.slice(start, self._plan.unit)
-        name, broken, error = name_of(unit), 0, ""
+        name, answers, broken, error = name_of(unit), 0, 0, ""
         try:
-            while not self._book.has(name):
-                with self._book.claims.claim(name) as mine:
-                    if mine and not self._book.has(name):
-                        self._say = self._say or self._stage.load()
-                        answers = answer_unit(self._stage, unit, self._say, self._pictures, self._known)
-                        self._book.write(name, answers)
-                        broken = len(answers) - answers["broken"].null_count
-                if not mine:
+            while not all(desk.book.has(name) for desk in self._desks):
+                for done in answered(self._desks, {name: unit}, self._pictures):
+                    answers, broken = answers + done.answers, max(broken, done.broken)
+                if not all(desk.book.has(name) for desk in self._desks):
                     time.sleep(WAIT)
         except UserError as fault:
             error = str(fault)
-        return {"name": name, "questions": unit.num_rows, "broken": broken, "error": error}
+        return {"name": name, "answers": answers, "broken": broken, "error": error}
 
 
 def _start(ray: Any, running: Running) -> None:

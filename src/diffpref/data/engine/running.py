@@ -6,8 +6,9 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Literal
@@ -16,10 +17,11 @@ import numpy as np
 import pyarrow as pa
 
 from diffpref.data.choice import MAX_BAD_SHARE
-from diffpref.data.dataset import Pictures, PreferenceDataset
+from diffpref.data.engine.answering import Desk, Finished, answered, desks_of
 from diffpref.data.engine.ledger import Ledger
 from diffpref.data.engine.plan import Plan, Question, plan_of
-from diffpref.data.engine.stage import Stage, answer_unit
+from diffpref.data.engine.source import Captioned, Images
+from diffpref.data.engine.stage import Stage
 from diffpref.errors import UserError
 from diffpref.progress import Bar
 
@@ -33,12 +35,15 @@ class Running:
     """How stages run. ledger: its folder, if not the usual.
 
     workers: processes on this machine, this one among them; on Ray, actors, each with `gpus` GPUs.
+    bad_share: of all rows so many may have broken images; more stop the work. shown: whether progress is.
     """
 
     workers: int = 1
     engine: Literal["local", "ray"] = "local"
     ledger: Path | None = None
     gpus: float = 0
+    bad_share: float = MAX_BAD_SHARE
+    shown: bool = True
 
 
 @dataclass(frozen=True)
@@ -80,62 +85,80 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def own_device(device: str) -> str:
+    """The device of this worker or rank, where "cuda" alone is asked for."""
+    number = os.environ.get("LOCAL_RANK", os.environ.get(WORKER))
+    if device != "cuda" or number is None:
+        return device
+    import torch
+
+    return f"cuda:{int(number) % max(torch.cuda.device_count(), 1)}"
+
+
 def is_main() -> bool:
     """Whether this process writes results: the only one, or rank 0."""
     return rank() == 0
 
 
 def ask(
-    stage: Stage, questions: Iterable[Question], dataset: PreferenceDataset, ledger: Path, running: Running
+    stage: Stage, questions: Iterable[Question], dataset: Captioned, ledger: Path, running: Running
 ) -> Answers | None:
     """The answers to the questions; those that the ledger lacks are made. None on ranks above 0, when all is claimed.
 
     Raises UserError where the ledger cannot be written, the tool refuses to load, or too many images are broken.
     """
-    plan, numbers = plan_of(questions, stage.unit)
-    book = Ledger(ledger, stage)
+    answers = ask_all([stage], questions, dataset, ledger, running)
+    return answers[0] if answers else None
+
+
+def ask_all(
+    stages: Sequence[Stage], questions: Iterable[Question], dataset: Captioned, ledger: Path, running: Running
+) -> list[Answers] | None:
+    """The answers of several stages with units of one length, in one pass: each image is decoded once for all of them.
+
+    What one of them lacks is asked of that one alone. Otherwise as `ask`.
+    """
+    plan, numbers = plan_of(questions, stages[0].unit)
+    books = [Ledger(ledger, stage) for stage in stages]
     while True:
         if running.engine == "ray":
             from diffpref.data.engine.on_ray import answer_on_ray
 
-            answer_on_ray(stage, plan, dataset.pictures, book, running)
+            answer_on_ray(list(stages), plan, dataset.pictures, books, running)
         else:
-            _answer(stage, plan, dataset.pictures, book, running)
+            _answer(list(stages), plan, dataset.pictures, books, running)
         if not is_main():
             return None
-        units = [book.read(name) for name, _ in plan.units()]
-        found = [unit for unit in units if unit is not None]
-        if len(found) == len(units):
-            return Answers(numbers, found)
-        print(f"diffpref: {len(units) - len(found)} damaged files of {book.folder} are made again", file=sys.stderr)
+        units = [[book.read(name) for name, _ in plan.units()] for book in books]
+        found = [[unit for unit in each if unit is not None] for each in units]
+        damaged = sum(map(len, units)) - sum(map(len, found))
+        if not damaged:
+            return [Answers(numbers, each) for each in found]
+        print(f"diffpref: {damaged} damaged files of {ledger} are made again", file=sys.stderr)
 
 
-def missing_units(book: Ledger, plan: Plan) -> dict[str, pa.Table]:
-    """The units that the ledger lacks, by name."""
-    finished = book.finished()
-    return {name: unit for name, unit in plan.units() if name not in finished}
+def lacking(books: Sequence[Ledger], units: Iterable[str]) -> dict[str, int]:
+    """How many ledgers lack a unit, by its name, where any does."""
+    finished = [book.finished() for book in books]
+    counts = {name: sum(name not in names for names in finished) for name in units}
+    return {name: count for name, count in counts.items() if count}
 
 
-def known_answers(book: Ledger, plan: Plan) -> dict[bytes, dict]:
-    """Answers of other plans' units, by key: of a dataset that held some of the same images and prompts."""
-    mine = {name for name, _ in plan.units()}
-    known: dict[bytes, dict] = {}
-    for name in book.finished() - mine:
-        if (unit := book.read(name)) is not None:
-            known |= {row["key"]: row for row in unit.to_pylist()}
-    return known
+def left_of(missing: dict[str, int], units: dict[str, pa.Table]) -> int:
+    """The number of answers that are missing."""
+    return sum(count * units[name].num_rows for name, count in missing.items())
 
 
-def _answer(stage: Stage, plan: Plan, pictures: Pictures, book: Ledger, running: Running) -> None:
+def _answer(stages: list[Stage], plan: Plan, pictures: Images, books: list[Ledger], running: Running) -> None:
     """Answer what is missing, with helpers if there are to be any; the main process waits for what others claimed."""
     helpers: list[BaseProcess] = []
     spawn = multiprocessing.get_context("spawn")
     try:
-        for number in range(1, min(running.workers, len(missing_units(book, plan)))):
-            given = (stage, plan, pictures, book.root, number, os.getpid())
+        for number in range(1, min(running.workers, len(lacking(books, dict(plan.units()))))):
+            given = (stages, plan, pictures, books[0].root, running, number, os.getpid())
             helpers.append(spawn.Process(target=_help, args=given, daemon=True))
             helpers[-1].start()
-        work(stage, plan, pictures, book, shown=is_main(), waits=is_main())
+        work(stages, plan, pictures, books, running, shown=is_main() and running.shown, waits=is_main())
         for helper in helpers:
             helper.join()
             if helper.exitcode:
@@ -145,69 +168,73 @@ def _answer(stage: Stage, plan: Plan, pictures: Pictures, book: Ledger, running:
             helper.terminate()
 
 
-def _help(stage: Stage, plan: Plan, pictures: Pictures, ledger: Path, number: int, parent: int) -> None:
+def _help(
+    stages: list[Stage], plan: Plan, pictures: Images, ledger: Path, running: Running, number: int, parent: int
+) -> None:
     """A worker process beside the main one; it ends when the main one is gone."""
     os.environ[WORKER] = str(number)
     try:
-        work(stage, plan, pictures, Ledger(ledger, stage), shown=False, waits=False, parent=parent)
+        books = [Ledger(ledger, stage) for stage in stages]
+        work(stages, plan, pictures, books, running, shown=False, waits=False, parent=parent)
     except UserError:
         sys.exit(2)  # the main process meets the same fault, and tells of it
 
 
 def work(
-    stage: Stage,
+    stages: list[Stage],
     plan: Plan,
-    pictures: Pictures,
-    book: Ledger,
+    pictures: Images,
+    books: list[Ledger],
+    running: Running,
     shown: bool,
     waits: bool,
     parent: int | None = None,
 ) -> None:
     """Claim and answer units until none is left unclaimed; who `waits` stays until all are finished.
 
-    Raises UserError as soon as so many images are broken that over 5% of the rows must be.
+    Raises UserError as soon as so many images are broken that more than `bad_share` of the rows must be.
     """
-    missing = missing_units(book, plan)
-    left = sum(unit.num_rows for unit in missing.values())
-    known = known_answers(book, plan) if missing else {}
-    broken, looked, say = 0, time.monotonic(), None
-    with Bar(stage.name, len(plan), "answers", done=len(plan) - left, shown=shown) as bar:
+    units = dict(plan.units())
+    missing = lacking(books, units)
+    desks: list[Desk] = desks_of(stages, books, plan) if missing else []
+    broken, looked, left = 0, time.monotonic(), left_of(missing, units)
+    alive = partial(_is_child_of, parent)
+    total, title = len(plan) * len(books), ", ".join(stage.name for stage in stages)
+    with Bar(title, total, "answers", done=total - left, shown=shown) as bar:
         while missing:
-            before = len(missing)
-            for name, unit in list(missing.items()):
-                if parent is not None and os.getppid() != parent:
-                    return
-                with book.claims.claim(name) as mine:
-                    if mine and not book.has(name):
-                        say = say or stage.load()
-                        answers = answer_unit(stage, unit, say, pictures, known)
-                        book.write(name, answers)
-                        broken += len(answers) - answers["broken"].null_count
-                        refuse_broken(pictures, broken, unit, answers)
-                    if mine and missing.pop(name, None) is not None:
-                        bar.advance(unit.num_rows)
-                if time.monotonic() - looked > LOOK:
-                    looked = time.monotonic()
-                    _strike(book, missing, bar)
-            if not waits:
+            before = left
+            for done in answered(desks, {name: units[name] for name in missing}, pictures, alive):
+                broken += done.broken
+                refuse_broken(pictures, broken, units[done.name], done, running.bad_share)
+                missing.pop(done.name, None)
+                if time.monotonic() - looked > LOOK:  # what other processes have finished is struck off
+                    looked, missing = time.monotonic(), lacking(books, units)
+                bar.advance(left - left_of(missing, units))
+                left = left_of(missing, units)
+            if not (waits and alive()):
                 return
-            _strike(book, missing, bar)
-            if len(missing) == before:
+            missing = lacking(books, units)
+            bar.advance(left - left_of(missing, units))
+            left = left_of(missing, units)
+            if missing and left == before:
                 time.sleep(WAIT)
 
 
-def _strike(book: Ledger, missing: dict[str, pa.Table], bar: Bar) -> None:
-    """Strike off what other processes have finished."""
-    for name in book.finished() & missing.keys():
-        bar.advance(missing.pop(name).num_rows)
+def _is_child_of(parent: int | None) -> bool:
+    """Whether this process has that parent still; always where it is to have none."""
+    return parent is None or os.getppid() == parent
 
 
-def refuse_broken(pictures: Pictures, broken: int, unit: pa.Table, answers: pa.Table | None) -> None:
-    """Raise UserError where so many images are broken that over 5% of the rows must be; `unit` has one of them."""
-    rows = sum(sum(shard.groups) for shard in pictures.shards)
-    if answers is None or broken <= MAX_BAD_SHARE * rows * len(pictures.sides):
+def refuse_broken(pictures: Images, broken: int, unit: pa.Table, done: Finished, bad_share: float) -> None:
+    """Raise UserError where so many images are broken that more than `bad_share` of the rows must be.
+
+    unit, done: the questions of a unit with one of them, and what was said.
+    """
+    if done.table is None or not done.broken or broken <= bad_share * len(pictures) * len(pictures.sides):
         return
-    place, reason = next((place, why) for place, why in enumerate(answers["broken"].to_pylist()) if why)
-    such = f"row {unit['row'][place].as_py()}: image_{reason} ({answers['why'][place].as_py()})"
-    told = f"{broken} images so far cannot be decoded; such as {such}"
-    raise UserError(f"over {MAX_BAD_SHARE:.0%} of {rows} rows are bad: {told}")
+    place, reason = next(((n, why) for n, why in enumerate(done.table["broken"].to_pylist()) if why), (0, "unreadable"))
+    where = pictures.where(unit["row"][place].as_py(), unit["side"][place].as_py())
+    told = f"{broken} images so far cannot be decoded; such as {where}: image_{reason}"
+    raise UserError(
+        f"over {bad_share:.0%} of {len(pictures)} rows are bad: {told} ({done.table['why'][place].as_py()})"
+    )

@@ -1,19 +1,17 @@
-"""A stage: a tool with its settings, and what it makes of one unit."""
+"""A stage: a tool with its settings, and how it is asked."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import pyarrow as pa
 from PIL import Image
 
-from diffpref.data.dataset import Pictures
-from diffpref.data.images import BadImage, decode
-from diffpref.data.threads import groups, map_in_order
+from diffpref.scorers.base import Prepare
 
 T = TypeVar("T")
 VERSION = "1"  # raise it when the way from questions to answers changes
@@ -21,11 +19,15 @@ VERSION = "1"  # raise it when the way from questions to answers changes
 
 @dataclass(frozen=True)
 class Asked:
-    """A question as a tool sees it: `image` is None where it is of a text alone."""
+    """A question as a tool sees it: `image` is None where it is of a text alone.
+
+    prepared: for a tool that is `Preparing`, what it made of the image, and no image.
+    """
 
     text: str
     image: Image.Image | None = None
     name: str = ""
+    prepared: Any = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,16 @@ class Refusal:
 
 Said = float | str | Refusal | None
 Say = Callable[[list[Asked]], list[Any]]
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """A `Say` that sees what `prepare` makes of each image, in the threads that decode; equal ones are called once."""
+
+    @property
+    def prepare(self) -> Prepare: ...
+
+    def __call__(self, asked: list[Asked]) -> list[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -88,44 +100,3 @@ class Once(Generic[T]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Once, (self._load,)
-
-
-def answer_unit(stage: Stage, unit: pa.Table, say: Say, pictures: Pictures, known: dict[bytes, dict]) -> pa.Table:
-    """The answers to a unit's questions (rows of a plan), in their order, as a table of `stage.schema`.
-
-    known: answers that are there already, by key; their questions are not asked again.
-    """
-    asked = [row for row in unit.to_pylist() if row["key"] not in known]
-    found: dict[bytes, dict] = {}
-    shown = map_in_order(_decoded, _with_images(asked, pictures))
-    for group in groups(shown, stage.batch):
-        good = [(row, image) for row, image in group if not isinstance(image, BadImage)]
-        for row, image in group:
-            if isinstance(image, BadImage):
-                found[row["key"]] = {"broken": image.reason, "why": str(image)}
-        said = say([Asked(row["text"], image, row["name"]) for row, image in good]) if good else []
-        for (row, _), value in zip(good, said, strict=True):
-            found[row["key"]] = {"why": value.why} if isinstance(value, Refusal) else {"value": value}
-    rows = [{**(found.get(key) or known[key]), "key": key} for key in unit["key"].to_pylist()]
-    return pa.Table.from_pylist(rows, stage.schema)
-
-
-def _with_images(asked: list[dict], pictures: Pictures) -> Iterator[tuple[dict, bytes | None]]:
-    """Each question with its image's bytes; those without an image first, then in the order of the files."""
-    places: dict[tuple[int, str], dict] = {}
-    for row in asked:
-        if row["image"]:
-            places[row["row"], row["side"]] = row
-        else:
-            yield row, None
-    for number, side, content in pictures.iter_images({number for number, _ in places}) if places else ():
-        if row := places.get((number, side)):
-            yield row, content
-
-
-def _decoded(question: tuple[dict, bytes | None]) -> tuple[dict, Image.Image | BadImage | None]:
-    row, content = question
-    try:
-        return row, None if content is None else decode(content)
-    except BadImage as error:
-        return row, error
