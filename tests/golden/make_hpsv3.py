@@ -5,9 +5,10 @@ It runs in an environment of its own: torch 2.13.0, numpy, pillow, and without t
 
     PYTHONPATH=tests python tests/golden/make_hpsv3.py PACKAGE
 
-PACKAGE is the folder `hpsv3` of the published wheel hpsv3 1.0.0. Of its files only the network's class, the functions
-that resize an image and the instruction are run, for the files themselves need training libraries. The network goes to
-bf16 as in the package and its weights back to fp32, which leaves the rotary frequencies as the package has them.
+PACKAGE is the folder `hpsv3` of the published wheel hpsv3 1.0.0. Of its files only the network's class and the
+functions that resize an image are run, for the files themselves need training libraries; of the instruction the sum is
+kept, and one of ours is asked. The network goes to bf16 as in the package and its weights back to fp32, which leaves
+the rotary frequencies as the package has them.
 """
 
 import ast
@@ -83,7 +84,7 @@ def main() -> None:
     for image in images:
         found.append([])
         for caption in given.CAPTIONS:
-            asked = text["INSTRUCTION"].format(text_prompt=caption) + text["prompt_with_special_token"]
+            asked = given.INSTRUCTION.format(text_prompt=caption)
             chat = [{"role": "user", "content": [image, {"type": "text", "text": asked}]}]
             inputs = processor(
                 text=processor.apply_chat_template([chat], tokenize=False, add_generation_prompt=True),

@@ -1,6 +1,5 @@
 """HPSv3: its own code's numbers on a tiny network, its pixels and tokens, and what is refused."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ EXPECTED = torch.tensor(GOLDEN["scores"])
 
 def make(folder: Path, change: dict[str, torch.Tensor | None] | None = None) -> Path:
     given.write_tokenizer(folder)
+    (folder / "instruction.txt").write_text(given.INSTRUCTION, encoding="utf-8")
     (folder / "config.json").write_text(json.dumps(given.config()))
     merged = {**given.state(GOLDEN["shapes"]), **(change or {})}
     save_file({name: value for name, value in merged.items() if value is not None}, folder / "HPSv3.safetensors")
@@ -113,10 +113,18 @@ def test_tokens_are_those_of_the_official_tokenizer(folder: Path):
     assert [text for text, a, b in zip(texts, ours, GOLDEN["tokens"], strict=True) if a != b] == []
 
 
-def test_the_instruction_is_the_official_one():
-    text = Path(qwen.__file__).with_name("hpsv3.txt").read_bytes()
-    assert hashlib.sha256(text).hexdigest() == GOLDEN["instruction"]
-    assert text.count(given.MARK.encode()) == 1
+def test_the_instruction_is_read_beside_the_weights_and_told_from_the_published_one(tmp_path, caplog):
+    assert GOLDEN["instruction"] == hpsv3.PUBLISHED
+    place = make(tmp_path / "tiny")
+    caplog.clear()
+    load(place)
+    assert "instruction.txt is not the published instruction" in caplog.text
+    (place / "instruction.txt").write_text("Rate {text_prompt}.")
+    with pytest.raises(UserError, match=r"instruction\.txt must hold \{text_prompt\} and <\|Reward\|> once each$"):
+        load(place)
+    (place / "instruction.txt").unlink()
+    with pytest.raises(UserError, match=r"^hpsv3: no instruction\.txt in .* beside the tokenizer$"):
+        load(place)
 
 
 def test_a_batch_of_8_scores_as_8_batches_of_one(scorer: Reward):

@@ -18,6 +18,11 @@ SEED = 9
 WORDS = """ image overall quality visual evaluate prompt textual human score rating alignment should relevance
  consistency elements style attribute detail system helpful assistant user subject the and any such with match
  description"""
+INSTRUCTION = f"""
+How well does the image match its prompt, and how good is its style?
+
+Prompt - {{text_prompt}}
+Rating {MARK}, quality."""  # of our own: any will do to compare two implementations
 CAPTIONS = ["a photo of the cat", "A RED dog & <b>blue</b> {sky}, 猫!", ""]
 SIZES = [(224, 224), (300, 500), (640, 100)]
 

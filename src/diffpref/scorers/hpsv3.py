@@ -11,12 +11,14 @@ Marks within a caption, which the published code takes for an image or for the p
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffpref.errors import UserError
+from diffpref.errors import UserError, first_line
 from diffpref.scorers.base import Precision, Reward, Scorer
 from diffpref.scorers.parts import qwen
 from diffpref.scorers.parts import weights as files
@@ -24,27 +26,32 @@ from diffpref.scorers.parts import weights as files
 if TYPE_CHECKING:
     from torch import Tensor
 
+log = logging.getLogger("diffpref")
 NAME = "hpsv3"
 HOME = "MizzenAI/HPSv3"
 FILES = ("HPSv3.safetensors", *files.MODEL_FILES)
 TOKENIZER = "Qwen/Qwen2-VL-7B-Instruct"
 PIXELS = 256 * qwen.SIDE**2
 MARK = "<|Reward|>"
+INSTRUCTION = "instruction.txt"
+PUBLISHED = "f6ee57479d4e9eee76b49c00dc962e1e696a5a2b3cc32cebd9b1fa76fe27502c"  # its SHA-256
 HEAD, LAYERS = "rm_head.", ("0", "3", "5")
 
 
 def load(weights: str | None = None, device: str = "cpu", precision: Precision = "bf16") -> Scorer:
     """weights: `WEIGHTS[=TOKENIZER]`; a config.json beside the weights tells other sizes than the published ones.
 
-    Raises UserError for weights that cannot be read or are not of this kind.
+    The instruction is the text of its authors' package and no part of ours: it is read from `instruction.txt` beside
+    the tokenizer or the weights. Raises UserError where there is none, and for weights that cannot be read or are not
+    of this kind.
     """
     import torch
 
     place, _, words = (weights or "").partition("=")
     dtype = files.dtype_of(precision, device)
     file = files.find(place or HOME, FILES, NAME)
-    asked = Path(qwen.__file__).with_name("hpsv3.txt").read_text(encoding="utf-8")
-    chat = qwen.load_chat(words or _words(place), NAME, MARK, asked)
+    words = words or _words(place)
+    chat = qwen.load_chat(words, NAME, MARK, _instruction(words, file))
     what = f"{NAME}: {file} is no HPSv3"
     state, head_state = qwen.parted(files.read(file, NAME), HEAD, what)
     network = qwen.build_network(state, qwen.read_config(file, NAME), chat, what, dtype, device)
@@ -79,6 +86,26 @@ def load(weights: str | None = None, device: str = "cpu", precision: Precision =
         "formula": f"mean of the head, in fp32, at {MARK}, places as positions; 1",
     }
     return Reward(NAME, identity, prepare, measure)
+
+
+def _instruction(words: str, weights: Path) -> str:
+    """The text that the model was trained with; a warning where it is another than the published one."""
+    found = [folder / INSTRUCTION for folder in (Path(words), weights.parent) if (folder / INSTRUCTION).is_file()]
+    if not found:
+        raise UserError(
+            f"{NAME}: no {INSTRUCTION} in {words} or {weights.parent}: save INSTRUCTION + prompt_with_special_token of "
+            f"hpsv3/dataset/data_collator_qwen.py (package hpsv3 1.0.0) under that name beside the tokenizer"
+        )
+    try:
+        content = found[0].read_bytes()
+        text = content.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{NAME}: cannot read {found[0]}: {first_line(error)}") from error
+    if text.count(MARK) != 1 or text.count("{text_prompt}") != 1:
+        raise UserError(f"{NAME}: {found[0]} must hold {{text_prompt}} and {MARK} once each")
+    if hashlib.sha256(content).hexdigest() != PUBLISHED:
+        log.warning("%s: %s is not the published instruction, so scores are not those of HPSv3", NAME, found[0])
+    return text
 
 
 def _words(place: str) -> str:
