@@ -138,7 +138,7 @@ default](embedded.md#what-the-methods-settings-were-looked-for-with).
 
 def chart(results: list[Result]) -> str:
     """Win rates with their intervals, one line an entry and seed, as SVG."""
-    left, width, line = 250, 460, 20
+    left, width, line = 310, 460, 20
     height = line * len(results) + 50
 
     def x(rate: float) -> float:
