@@ -209,21 +209,24 @@ class Shard:
         return mapped[self._rows.first : self._rows.stop]
 
     @cached_property
-    def _whole(self) -> tuple[Tensor, memoryview, list[int]]:
-        """Rows (n, ...) of their dtype, their bytes, and their sums; of rows that are stored whole."""
-        rows = self._bytes.view(torch.from_numpy(np.empty(0, self.form[0])).dtype)
-        return rows.view(-1, *self.form[1]), self._bytes.numpy().data, self._sums.tolist()
+    def _whole(self) -> tuple[tuple[Tensor, ...], memoryview, list[int]]:
+        """Each row in its dtype, the bytes of all, and their sums; of rows that are stored whole."""
+        rows = self._bytes.view(torch.from_numpy(np.empty(0, self.form[0])).dtype).view(-1, *self.form[1])
+        return rows.unbind(), self._bytes.numpy().data, self._sums.tolist()
 
     @property
     def is_large(self) -> bool:
         """Whether rows are stored whole, and `copy` is the faster way to read them."""
         return self._ends is None and self.row_bytes >= LARGE_BYTES
 
-    def copy(self, row: int, out: Tensor) -> bool:
-        """Fill `out` with a row; False where it is not what was written."""
-        rows, content, sums = self._whole
-        out.copy_(rows[row])
-        return xxh3_64_intdigest(content[row * self.row_bytes : (row + 1) * self.row_bytes]) == sums[row]
+    def copy(self, rows: list[int], out: list[Tensor]) -> bool:
+        """Fill each of `out` with a row; False where one is not what was written."""
+        (whole, content, sums), size = self._whole, self.row_bytes
+        for row, into in zip(rows, out, strict=True):
+            into.copy_(whole[row])
+            if xxh3_64_intdigest(content[row * size : (row + 1) * size]) != sums[row]:
+                return False
+        return True
 
     def read(self, rows: np.ndarray) -> Tensor | None:
         """The bytes of whole rows, uint8 (n, row_bytes); None where some are not those that were written."""

@@ -64,6 +64,7 @@ class Shards:
         self._heads, self._places = (np.concatenate([*each, np.empty(0, np.uint64)]) for each in (heads, places))
         order = self._heads.argsort(kind="stable")
         self._heads, self._places = self._heads[order], self._places[order]
+        self._large = all(shard.is_large for shard in self._shards)
 
     def __len__(self) -> int:
         """The number of rows, those that are stored twice counted twice."""
@@ -113,18 +114,24 @@ class Shards:
         dtype, shape = first.form
         stored = torch.from_numpy(np.empty(0, dtype)).dtype
         out = torch.empty(len(places), *shape, dtype=torch.float32 if stored.is_floating_point else stored)
-        if all(self._shards[number].is_large for number in np.unique(places >> 32)):
-            for place, row in zip(places.tolist(), out, strict=True):
-                shard = self._shards[place >> 32]
-                if not shard.copy(place & 0xFFFFFFFF, row):
-                    raise damaged(shard.file)
+        shards, rows = places >> 32, places & 0xFFFFFFFF
+        if self._large:
+            self._copy(shards, rows, out)
             return out
         size = max(1, BLOCK_BYTES // first.row_bytes)
         for start in range(0, len(places), size):
-            block = places[start : start + size]
-            content = self._block(block >> 32, block & 0xFFFFFFFF, first.row_bytes)
-            out[start : start + size] = content.view(stored).view(len(block), *shape)
+            block = slice(start, start + size)
+            content = self._block(shards[block], rows[block], first.row_bytes)
+            out[block] = content.view(stored).view(-1, *shape)
         return out
+
+    def _copy(self, shards: np.ndarray, rows: np.ndarray, out: Tensor) -> None:
+        """Fill `out` with large rows of shards."""
+        each = out.unbind()
+        for number in np.unique(shards):
+            of = np.flatnonzero(shards == number)
+            if not self._shards[number].copy(rows[of].tolist(), [each[place] for place in of]):
+                raise damaged(self._shards[number].file)
 
     def _block(self, shards: np.ndarray, rows: np.ndarray, row_bytes: int) -> Tensor:
         """The bytes of rows of shards, uint8 (n, row_bytes)."""
