@@ -76,7 +76,10 @@ def test_version(capsys):
     [
         ([], "no command; `diffpref --help` lists them"),
         (["generat"], "unknown command 'generat': did you mean 'generate'?"),
-        (["--verson"], "unknown command '--verson': known: compare, data, demo, evaluate, generate, judge, score, train"),
+        (
+            ["--verson"],
+            "unknown command '--verson': known: compare, data, demo, evaluate, generate, judge, score, train",
+        ),
         (["data", "chek"], "unknown command 'data chek': did you mean 'check'?"),
     ],
 )

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from support.commands import fails
@@ -60,6 +61,32 @@ def test_several_folders_and_scorers_as_json(place: Path, capsys: pytest.Capture
     spread = found[0]["spread"]
     assert (spread["features"], spread["among"]) == ("pixels", "prompt")
     assert spread["drift"]["low"] <= spread["drift"]["value"] <= spread["drift"]["high"]
+
+
+def test_a_combination_is_one_more_result_without_alarms(place: Path, capsys: pytest.CaptureFixture[str]):
+    combine = ["--combine", "light:2,dark:1", "--combine-by", "sum", "--features", "none", "--json"]
+    assert main(["compare", "base", "bright", "other", *BOTH, *combine]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [each["scorer"] for each in found] == ["light", "dark", "sum(light:2,dark:1)"] * 2
+    assert found[2]["version"] == f"{found[0]['version']}+{found[1]['version']}"
+    for light, both in ((found[0], found[2]), (found[3], found[5])):  # 2 light - light
+        assert both["mean_difference"] == pytest.approx(light["mean_difference"])
+        assert both["win_rate"] == light["win_rate"]
+    assert [len(each["alarms"]) for each in found] == [1, 1, 1, 0, 0, 0]  # the folder's, of dark alone
+    page = ["--combine", "light,dark", "--combine-by", "rank", "--output", "page.html"]
+    assert main(["compare", "base", "bright", *BOTH, *page]) == 0
+    assert "rank(light:1,dark:1)" in Path("page.html").read_text(encoding="utf-8")
+
+
+def test_standardised_scores_count_all_folders_together(place: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["compare", "base", "bright", *BOTH, "--combine", "light", "--features", "none", "--json"]) == 0
+    light, _, standardised = json.loads(capsys.readouterr().out)
+    images = [
+        Image.open(file).convert("RGB") for name in ("base", "bright") for file in sorted(Path(name).glob("*.png"))
+    ]
+    values = np.array([np.asarray(image).mean() / 255 for image in images])
+    assert standardised["scorer"] == "zscore(light:1)"
+    assert standardised["mean_difference"] == pytest.approx(light["mean_difference"] / values.std())
 
 
 def test_a_single_result_is_one_object(place: Path, capsys: pytest.CaptureFixture[str]):

@@ -25,7 +25,7 @@ from diffpref.errors import UserError
 from diffpref.evaluate.score import IDENTITY, all_scores_of, read_scores, score, scores_of
 from diffpref.evaluate.statistics import standard_error
 from diffpref.evaluate.targets import folder_target, open_target
-from diffpref.scorers.base import identity_of
+from diffpref.scorers.base import identity_of, load_scorer
 
 ROOT = Path(__file__).parents[2]
 SCORER = ROOT / "tests" / "support" / "brightness.py"
@@ -217,6 +217,26 @@ class TestVersions:
         stage.write_text(stage.read_text().replace('"version": "1"', '"version": "7"'))
         with pytest.raises(UserError, match=r"holds answers of .*'version': '7'.* not of .*'version': '1'"):
             score_of(folder, Brightness())
+
+
+def test_a_combination_is_printed_over_all_folders_and_kept_in_none(tmp_path, capsys):
+    folders = [make_folder(tmp_path / name, clutter=clutter) for name, clutter in (("a", 0.1), ("b", 0.6))]
+    wanted = ["--scorer", f"{SCORER},embedded-judge", "--combine", "embedded-judge:2,brightness:0"]
+    assert main(["score", *map(str, folders), *wanted, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    name = "zscore(embedded-judge:2,brightness:0)"
+    assert [each["scorer"] for each in found] == ["brightness", "embedded-judge"] * 2 + [name] * 2
+    assert [each["file"] for each in found[4:]] == ["", ""]
+    values = [scores_of(folder, load_scorer("embedded-judge")).values for folder in folders]
+    both = np.concatenate(values)
+    for each, own in zip(found[4:], values, strict=True):
+        assert each["mean"] == pytest.approx(2 * (np.mean(own) - both.mean()) / both.std())
+    assert {file.name for file in (folders[0] / "scores").glob("*.parquet")} == {
+        "brightness.parquet",
+        "embedded-judge.parquet",
+    }
+    assert main(["score", str(folders[0]), *wanted[:2], "--combine", "light"]) == 2
+    assert "combination: there are no scores by 'light'" in capsys.readouterr().err
 
 
 class TestDatasets:

@@ -35,8 +35,12 @@ class Compare:
     """The share of its diversity that a tuned model may lose without an alarm."""
     device: str = "cpu"
     """Where the reward models run."""
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    """Of the reward models' weights; scores are always fp32."""
+    precision: Literal["fp32", "fp16", "bf16"] | None = None
+    """Of the reward models' weights, each its own when not given; scores are always fp32."""
+    combine: str | None = None
+    """One more result by a combination of the scorers, as pickscore:0.5,hpsv2.1:0.5."""
+    combine_by: Literal["sum", "zscore", "rank"] = "zscore"
+    """What is weighted and added: scores as they are, standardised over all images, or ranks within a prompt."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="PAGE.html|FOLDER")] = None
     """Write a page with the images side by side: one file with some of them, or a folder with all."""
     gallery: int = 8
@@ -51,6 +55,7 @@ def main(arguments: list[str]) -> None:
     """Run the command."""
     options = parse(Compare, arguments, prog="diffpref compare")
     _check(options)
+    from diffpref.evaluate.combining import parse_combination
     from diffpref.evaluate.compare import compare
     from diffpref.evaluate.features import load_features
     from diffpref.scorers.base import load_scorer
@@ -66,6 +71,7 @@ def main(arguments: list[str]) -> None:
         optimised=options.optimised,
         categories=_listed(options.category),
         largest_fall=options.largest_fall,
+        combination=parse_combination(options.combine, options.combine_by) if options.combine else None,
     )
     if options.output is not None:
         from diffpref.report.page import write_report

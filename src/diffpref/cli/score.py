@@ -37,6 +37,10 @@ class Score:
     """Where the reward models run; with `cuda`, workers and ranks take a device each."""
     precision: Literal["fp32", "fp16", "bf16"] | None = None
     """Of the reward models' weights, each its own when not given; scores are always fp32."""
+    combine: str | None = None
+    """One more score by a combination of the scorers, as pickscore:0.5,hpsv2.1:0.5, over all folders together."""
+    combine_by: Literal["sum", "zscore", "rank"] = "zscore"
+    """What is weighted and added: scores as they are, standardised over all images, or ranks within a prompt."""
     workers: int = 1
     """Processes that score, on this machine."""
     engine: Literal["local", "ray"] = "local"
@@ -61,16 +65,20 @@ def main(arguments: list[str]) -> None:
     from diffpref.cli.data_make import running_of
     from diffpref.data.engine import is_main
     from diffpref.data.scoring import scorers_named
-    from diffpref.evaluate.score import score
+    from diffpref.evaluate.combining import parse_combination
+    from diffpref.evaluate.score import combined, score
     from diffpref.evaluate.targets import open_target
 
+    combination = parse_combination(options.combine, options.combine_by) if options.combine else None
     running = running_of(options.workers, options.engine, options.ledger, options.device)
     targets = [open_target(folder, options.split, options.ledger) for folder in options.folders]
     scorers = scorers_named(options.scorer, options.device, options.precision)
     found = score(targets, scorers, options.batch_size, running, options.overwrite)
-    summaries = [summary for scores in found for summary in scores.summaries()]
     if not is_main():
         return
+    if combination is not None:
+        found += combined(found, combination)
+    summaries = [summary for scores in found for summary in scores.summaries()]
     if options.json:
         json_format.dump([dataclasses.asdict(summary) for summary in summaries], sys.stdout, indent=2)
         print()

@@ -22,8 +22,13 @@ class Combination:
     weights: tuple[tuple[str, float], ...]
     by: By = "sum"
 
-    def __str__(self) -> str:
+    @property
+    def name(self) -> str:
+        """What its scores are called."""
         return f"{self.by}({','.join(f'{name}:{weight:g}' for name, weight in self.weights)})"
+
+    def __str__(self) -> str:
+        return self.name
 
 
 def parse_combination(text: str, by: str = "sum") -> Combination:

@@ -8,9 +8,10 @@ import numpy as np
 
 from diffpref.errors import UserError, nearest
 from diffpref.evaluate.alarms import LARGEST_FALL, Alarm, diversity_alarms, held_out_alarms
+from diffpref.evaluate.combining import Combination, combine
 from diffpref.evaluate.features import Features, features_of
 from diffpref.evaluate.pairing import Place, of_categories, pair, short_names
-from diffpref.evaluate.results import Result, corrected, results_of
+from diffpref.evaluate.results import Combined, Named, Result, corrected, results_of
 from diffpref.evaluate.score import all_scores_of
 from diffpref.evaluate.spread import Spread, spread
 from diffpref.scorers.base import Scorer
@@ -65,12 +66,14 @@ def compare(
     optimised: str | None = None,
     categories: Sequence[str] = (),
     largest_fall: float = LARGEST_FALL,
+    combination: Combination | None = None,
 ) -> Comparison:
     """Compare each further folder with the first; a folder that is not scored yet is scored first.
 
     features: what diversity and drift are measured by. optimised: the scorer that the training aimed at, by which the
     others are held out; the first if not given. categories: compare on prompts of these alone. largest_fall: the share
-    of its diversity that a folder may lose without an alarm.
+    of its diversity that a folder may lose without an alarm. combination: of the scorers, over the images of all
+    folders, as one more scorer; it rings no alarm.
     Raises UserError where the folders do not hold the same prompts, images and seeds.
     """
     names, kinds = short_names(folders), [scorer.name for scorer in scorers]
@@ -81,23 +84,28 @@ def compare(
         raise UserError(f"--optimised {optimised}: no such scorer here: {nearest(optimised, kinds)}")
     places = of_categories(pair(folders), categories)
     values = np.stack([_scores(folder, scorers, places) for folder in folders], axis=1)
-    over_all = results_of(folders, scorers, places, values)
+    measures: list[Named] = list(scorers)
+    if combination is not None:
+        measures.append(Combined(combination.name, "+".join(scorer.version for scorer in scorers)))
+        values = np.concatenate([values, _combined(combination, kinds, values, places)])
+    over_all = results_of(folders, measures, places, values)
     known = sorted({place.category for place in places if place.category is not None})
     if all(place.category == places[0].category for place in places):
         known = []  # it would say the same again
-    of_each = [result for name in known for result in results_of(folders, scorers, places, values, name)]
+    of_each = [result for name in known for result in results_of(folders, measures, places, values, name)]
     by_category = sorted(of_each, key=lambda result: folders.index(result.folder_b))
     together = corrected([*over_all, *by_category])
     results, by_category = together[: len(over_all)], together[len(over_all) :]
     spreads = [] if features is None else _spreads(folders, features, places)
     alarms = []
     for place, folder in enumerate(folders[1:]):
-        alarms += held_out_alarms([each for each in results if each.folder_b == folder], optimised or kinds[0])
+        own = [each for each in results if each.folder_b == folder and each.scorer in kinds]
+        alarms += held_out_alarms(own, optimised or kinds[0])
         alarms += diversity_alarms(folder, spreads[place], largest_fall) if spreads else []
     return Comparison(
         tuple(folders),
         tuple(names),
-        tuple(kinds),
+        tuple(measure.name for measure in measures),
         tuple(places),
         values,
         tuple(results),
@@ -114,6 +122,15 @@ def _scores(folder: Path, scorers: Sequence[Scorer], places: Sequence[Place]) ->
         found = {(image.prompt, image.index): value for image, value in zip(scores.images, scores.values, strict=True)}
         values.append([found[place.prompt, place.index] for place in places])
     return np.array(values)
+
+
+def _combined(
+    combination: Combination, kinds: Sequence[str], values: np.ndarray, places: Sequence[Place]
+) -> np.ndarray:
+    """The combined scores, (1, folders, places), of all folders' together."""
+    flat = dict(zip(kinds, values.reshape(len(kinds), -1), strict=True))
+    prompts = [place.prompt for place in places] * values.shape[1]
+    return combine(combination, flat, prompts).reshape(1, *values.shape[1:])
 
 
 def _spreads(folders: Sequence[Path], features: Features, places: Sequence[Place]) -> list[Spread]:

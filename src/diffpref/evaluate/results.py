@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -16,9 +16,27 @@ from diffpref.evaluate.statistics import (
     outcomes,
     prompt_sign_test,
 )
-from diffpref.scorers.base import Scorer
 
 LEVEL = 0.05
+
+
+@runtime_checkable
+class Named(Protocol):
+    """What scores are by: a scorer, or a combination of several."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Combined:
+    """A combination of scorers, with their versions."""
+
+    name: str
+    version: str
 
 
 @dataclass(frozen=True)
@@ -68,7 +86,7 @@ class Result:
 
 def results_of(
     folders: Sequence[Path],
-    scorers: Sequence[Scorer],
+    scorers: Sequence[Named],
     places: Sequence[Place],
     values: np.ndarray,
     category: str | None = None,

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from diffpref.data.engine import Answer, Answers, Running
 from diffpref.data.scoring import LoadScorer, loaded_once, score_all
 from diffpref.errors import UserError
+from diffpref.evaluate.combining import Combination, combine
 from diffpref.evaluate.folders import GeneratedImage
 from diffpref.evaluate.statistics import standard_error
 from diffpref.evaluate.targets import Target, folder_target
@@ -54,12 +55,16 @@ class Summary:
 
 @dataclass(frozen=True)
 class Scores:
-    """One score for each image of a target, by one version of a scorer; NaN where an image has none."""
+    """One score for each image of a target, by one version of a scorer; NaN where an image has none.
+
+    kept: whether they stand in a file.
+    """
 
     target: Target
     scorer: str
     version: str
     values: tuple[float, ...]
+    kept: bool = True
 
     @property
     def folder(self) -> Path:
@@ -98,7 +103,7 @@ class Scores:
             images=int(known.sum()),
             prompts=len(set(prompts)),
             missing=int((~known).sum()),
-            file=str(self.file),
+            file=str(self.file) if self.kept else "",
         )
 
 
@@ -136,6 +141,24 @@ def score(
         for load, said in zip(once, answers, strict=True):
             found.append(_write(target, load(), [said[place] for place in range(len(said))]))
     return found
+
+
+def combined(found: Sequence[Scores], combination: Combination) -> list[Scores]:
+    """A combination's scores, target by target, of what `score` gave: all images of all targets count together.
+
+    They are kept in no file, for they depend on what is combined together.
+    """
+    targets = list({id(each.target): each.target for each in found}.values())
+    by = {name: [each for each in found if each.scorer == name] for name in dict.fromkeys(e.scorer for e in found)}
+    values = {name: np.concatenate([each.values for each in of]) for name, of in by.items()}
+    prompts = [prompt for target in targets for prompt in target.prompts for _ in target.pictures.sides]
+    total, first = combine(combination, values, prompts), 0
+    version, made = "+".join(of[0].version for of in by.values()), []
+    for target in targets:
+        own = total[first : first + len(target.prompts) * len(target.pictures.sides)]
+        made.append(Scores(target, combination.name, version, tuple(own.tolist()), kept=False))
+        first += len(own)
+    return made
 
 
 def scores_of(folder: Path, scorer: Scorer, batch_size: int = BATCH_SIZE) -> Scores:
