@@ -68,7 +68,8 @@ def test_the_split_of_the_batch_changes_nothing(config):
     whole = curve(train(config("whole", batch_size=4, max_steps=15, checkpointing_steps=0)))
     parts = {"batch_size": 2, "gradient_accumulation_steps": 2}
     split = curve(train(config("split", max_steps=15, checkpointing_steps=0, **parts)))
-    assert split == pytest.approx(whole, abs=1e-5) and max(whole) - min(whole) > 1e-3
+    # batches of other sizes have other last bits, which the steps before enlarge; another sample would show at 1e-3
+    assert split == pytest.approx(whole, abs=1e-4) and max(whole) - min(whole) > 1e-3
 
 
 def test_two_processes_change_nothing(config, tmp_path):
@@ -80,7 +81,7 @@ def test_two_processes_change_nothing(config, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert curve(tmp_path / "both") == pytest.approx(whole, abs=1e-5)
+    assert curve(tmp_path / "both") == pytest.approx(whole, abs=1e-4)
 
 
 @pytest.mark.parametrize(
