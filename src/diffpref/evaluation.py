@@ -156,7 +156,7 @@ def _draw(
         description=f"images of {model}",
         model=drawn.name,
         negative=drawn.negative,
-        shared=True,
+        main=is_main(),
     )
     await_images(folder, images)
 

@@ -44,6 +44,10 @@ class Options:
     """Sum every shard of the store again, whatever its time says; what is damaged is made anew."""
     variant: Literal["base", "refiner"] = "base"
     """`refiner` for SDXL's refiner."""
+    workers: int = 1
+    """Processes that encode, on this machine, each on a GPU of its own; or torchrun -m diffpref data cache ..."""
+    engine: Literal["local", "ray"] = "local"
+    """`ray` encodes on a Ray cluster whose machines all see the dataset, the model and the store."""
 
 
 def main(arguments: list[str]) -> None:
@@ -52,6 +56,17 @@ def main(arguments: list[str]) -> None:
     if options.cache == "none":
         raise UserError("--cache: `none` is training without a store, so there is nothing to build; name a folder")
 
+    from functools import partial
+
+    from diffpref.cli.data_make import running_of
+    from diffpref.data.engine import together
+
+    if told := together(partial(_fill, options), running_of(options.workers, options.engine)):
+        print(told)
+
+
+def _fill(options: Options, main: bool) -> str:
+    """Build the store, with others that are at it; what it holds."""
     from pathlib import Path
 
     import torch
@@ -86,11 +101,11 @@ def main(arguments: list[str]) -> None:
     )
     backbone = load_backbone(model, best_device(), torch.bfloat16, trainable=False)  # its U-Net is not run
     folder = store_path(Config(data=data))
-    store = build_store(folder, dataset, backbone, data, summed=options.verify)
-    for row, reason in store.bad.items():
-        print(f"skipped {dataset.ids[row]}: {reason}")
+    store = build_store(folder, dataset, backbone, data, shown=main, summed=options.verify)
+    told = [f"skipped {dataset.ids[row]}: {reason}" for row, reason in store.bad.items()]
     texts = len(next(iter(store.text.values())))
-    print(f"{sum(map(len, store.latents))} latents and {texts} prompts in {folder}, {store.nbytes:,} bytes")
+    told.append(f"{sum(map(len, store.latents))} latents and {texts} prompts in {folder}, {store.nbytes:,} bytes")
     if options.buckets:
         rows = [row for row in range(len(dataset)) if row not in dataset.left_out and row not in store.bad]
-        print(f"buckets: {store.buckets.told(store.buckets.counts(rows))}")
+        told.append(f"buckets: {store.buckets.told(store.buckets.counts(rows))}")
+    return "\n".join(told)

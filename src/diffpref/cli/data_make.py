@@ -159,7 +159,9 @@ def run_pairs(arguments: list[str]) -> None:
     tell(given, summary)
 
 
-def running_of(workers: int, engine: Literal["local", "ray"], ledger: Path | None, device: str) -> "Running":
+def running_of(
+    workers: int, engine: Literal["local", "ray"], ledger: Path | None = None, device: str = "cpu"
+) -> "Running":
     if workers < 1:
         raise UserError(f"--workers: {workers} is not above 0")
     if engine == "ray" and int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -36,6 +36,10 @@ class Options:
     resolution: int = 0
     """Side in pixels; 0 takes the model's own."""
     batch_size: int = 8
+    workers: int = 1
+    """Processes that draw, on this machine, each on a GPU of its own; or torchrun -m diffpref generate ..."""
+    engine: Literal["local", "ray"] = "local"
+    """`ray` draws on a Ray cluster whose machines all see the model, the prompts and the output."""
     on: OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)
 
 
@@ -44,9 +48,19 @@ def main(arguments: list[str]) -> None:
     options = parse(Options, arguments, "diffpref generate")
     _check(options)
 
+    from functools import partial
+
+    from diffpref.cli.data_make import running_of
+    from diffpref.data.engine import together
+
+    if told := together(partial(_draw, options), running_of(options.workers, options.engine)):
+        print(told)
+
+
+def _draw(options: Options, main: bool) -> str:
+    """Fill the folder, with others that are at it; how many images it holds."""
     from pathlib import Path
 
-    from diffpref.data.engine import is_main
     from diffpref.evaluate.generate import generate, wishes
     from diffpref.evaluate.prompts import read_prompts
     from diffpref.models.loading import scheduler_config_of
@@ -67,10 +81,9 @@ def main(arguments: list[str]) -> None:
         options.batch_size,
         model=model.name,
         negative=model.negative,
-        shared=True,
+        main=main,
     )
-    if is_main():
-        print(f"{len(wanted)} images of {len(prompts)} prompts in {options.output}")
+    return f"{len(wanted)} images of {len(prompts)} prompts in {options.output}"
 
 
 def _check(options: Options) -> None:

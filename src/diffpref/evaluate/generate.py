@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-from diffpref.data.engine import is_main
 from diffpref.data.engine.ledger import Claims
 from diffpref.data.prompts import warn_of_cut
 from diffpref.draws import draw_seed
@@ -68,12 +67,12 @@ def generate(
     quiet: bool = False,
     model: str = "",
     negative: Backbone | None = None,
-    shared: bool = False,
+    main: bool = True,
 ) -> None:
     """Draw what the folder lacks of the wanted images, and write metadata.jsonl when all are there.
 
     model: the model's `fingerprint`, noted with the images if given. negative: what guides from the other side (NPO).
-    shared: the ranks that torchrun started all call this, share the images, and the main one stays until all are there.
+    main: False for all but one of the processes that share the images; that one stays until all are there.
     A folder that holds images of another model, other prompts, seeds or settings, raises UserError. Files are written
     beside and renamed.
     """
@@ -81,7 +80,6 @@ def generate(
     settings |= {"resolution": resolution} | ({"model": model} if model else {})
     lines = [{**wish.line(), **settings} for wish in wanted]
     backbone.latent_shape(resolution, resolution)  # refuses a resolution that the VAE cannot take
-    main = is_main() or not shared
     try:
         if main:
             _claim(folder, lines)
@@ -112,7 +110,7 @@ def generate(
             if not main:
                 return
             missing = _missing(folder, wanted)
-            bar.advance(before - len(missing))  # what other ranks drew
+            bar.advance(before - len(missing))  # what others drew
             if missing:
                 time.sleep(WAIT)
     _write(folder / "metadata.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
@@ -148,8 +146,8 @@ def fingerprint(backbone: Backbone) -> str:
     return digest.hexdigest()[:12]
 
 
-CLAIMS = ".claims.part"  # where ranks hold locks on the batches that they draw
-WAIT = 0.2  # seconds between looks at what other ranks do
+CLAIMS = ".claims.part"  # where processes hold locks on the batches that they draw
+WAIT = 0.2  # seconds between looks at what others do
 PLAN = "plan.jsonl"  # what a folder is being filled with, until its metadata.jsonl says that it is full
 
 
@@ -172,7 +170,7 @@ def _claim(folder: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def _await_claim(folder: Path, lines: list[dict[str, Any]]) -> None:
-    """Wait until the main rank has noted this very work; where it refuses the folder, it ends, and torchrun ends us."""
+    """Wait until the main process has noted this very work; where it refuses the folder, who started us ends us."""
     files = (folder / PLAN, folder / "metadata.jsonl")
     while not any(file.is_file() and _objects(file) == lines for file in files):
         time.sleep(WAIT)

@@ -29,10 +29,11 @@ DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def best_device() -> torch.device:
-    """The GPU if there is one, else the CPU; of several GPUs each rank of torchrun has its own."""
+    """The GPU if there is one, else the CPU; of several GPUs each rank of torchrun and each worker has its own."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    number = os.environ.get("LOCAL_RANK", os.environ.get("DIFFPREF_WORKER", "0"))  # the latter of data.engine
+    return torch.device("cuda", int(number) % torch.cuda.device_count())
 
 
 def weights_dtype(mixed_precision: str, device: torch.device) -> torch.dtype:

@@ -28,6 +28,8 @@ is taken over at once. Claims save work and nothing else: without them two proce
   each way that a `Preparing` tool wants it, in threads that run ahead of the tools.
 - `image_questions(dataset, ledger)`: one question for each image, row by row, side by side, with its row's prompt.
 - `Question(text, name=...)`: a question without an image, such as a caption to be perturbed with its row's id as seed.
+- `together(work, running)`: work without a ledger that shares itself out by claims on its own folder (the store, a
+  folder of images), in as many processes or Ray actors.
 """
 
 from diffpref.data.engine.hashing import image_questions
@@ -36,6 +38,7 @@ from diffpref.data.engine.plan import Question
 from diffpref.data.engine.running import Answer, Answers, Running, ask, ask_all, is_main, own_device
 from diffpref.data.engine.source import Captioned, Images
 from diffpref.data.engine.stage import Asked, Once, Preparing, Refusal, Said, Say, Stage
+from diffpref.data.engine.together import together
 
 __all__ = [
     "Answer",
@@ -57,4 +60,5 @@ __all__ = [
     "is_main",
     "ledger_of",
     "own_device",
+    "together",
 ]
