@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -96,7 +97,7 @@ def work_on_ray(work: Callable[[bool], str], running: Running) -> str:
                 for row in ended.iter_rows():
                     if row["error"]:
                         raise (UserError if row["wrong_input"] else RunError)(row["error"])
-                    told += row["told"]
+                    told = row["told"] or told  # a killed actor's part may be done twice
                     bar.advance()
         except ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[-1].strip()
@@ -169,7 +170,8 @@ def _ray(workers: int) -> Iterator[Any]:
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        yield ray
+        with contextlib.redirect_stdout(sys.stderr):  # Ray prints of dead actors where results belong
+            yield ray
     finally:
         if begun:
             ray.shutdown()
