@@ -36,7 +36,7 @@ def learner_of(pipeline, tiny_pairs, tmp_path):
             reference = adapters_off(backbone) if lora else frozen_copy(backbone)
         optimizer = make_optimizer([p for p in backbone.net.parameters() if p.requires_grad], config.train)
         place = make_placer(config.points, backbone, reference, config.train, accelerator)
-        return Learner(accelerator, backbone, reference, place, Ahead(loader), objective, config.train), optimizer
+        return Learner(accelerator, Replicated(accelerator), backbone, reference, place, Ahead(loader), objective, config.train), optimizer
 
     return build
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,19 @@ from diffpref.errors import UserError
 from diffpref.models import folder
 from diffpref.models.lora import add_lora, load_lora, save_lora
 from diffpref.train.config import ModelConfig
+
+
+_PLACE: ContextVar[torch.device | None] = ContextVar("_PLACE", default=None)
+
+
+@contextlib.contextmanager
+def networks_on(device: torch.device) -> Iterator[None]:
+    """While it lasts, networks are loaded onto this device, and all else onto the one that is asked for."""
+    before = _PLACE.set(device)
+    try:
+        yield
+    finally:
+        _PLACE.reset(before)
 
 
 @dataclass(frozen=True)
@@ -54,7 +70,8 @@ class Network:
         if adapted:
             with torch.random.fork_rng([]):  # the trial takes no numbers from the adapters' first values
                 add_lora(sketch, model)
-        net = folder.load(_diffusers(self.kind), path, torch_dtype=torch.float32 if full else weights).to(device)
+        net = folder.load(_diffusers(self.kind), path, torch_dtype=torch.float32 if full else weights)
+        net = net.to(_PLACE.get() or device)
         for place, scale in zip(model.lora, model.lora_scales or [1.0] * len(model.lora), strict=True):
             load_lora(net, place, _diffusers(self.pipeline), self.part, scale)
         net.requires_grad_(full)  # after fusing, which freezes what it touches

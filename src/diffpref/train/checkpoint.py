@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffpref.files import flush, sha256
+from diffpref.sharding import put, split, wholes
 from diffpref.train.optimizers import trained_parameters
 
 MANIFEST = "manifest.json"
@@ -54,16 +55,17 @@ def capture(
 ) -> Checkpoint:
     """The checkpoint of a net's trainable weights and its optimizer after `step` steps; `state` goes into JSON.
 
-    extra: as in Checkpoint; what is empty is left out.
+    extra: as in Checkpoint; what is empty is left out. Where the net is split over processes, every process must call
+    it, and the main one alone gets the tensors.
 
     Raises TypeError for an optimizer that keeps something else than tensors, numbers, texts and lists of these.
     """
-    weights = {name: _on_cpu(value) for name, value in trained_parameters(net).items()}
-    held, tensors, names = optimizer.state_dict(), {}, {}
+    weights = {name: _on_cpu(value) for name, value in wholes(trained_parameters(net)).items()}
+    held, tensors, names = wholes(optimizer.state_dict()), {}, {}
     slots = {str(number): _pack(entry, str(number), tensors, names) for number, entry in held["state"].items()}
     groups = [{name: value for name, value in group.items() if name != "params"} for group in held["param_groups"]]
     layout = {"state": slots, "groups": _pack(groups, "groups", tensors, names)}
-    kept = {name: {k: _on_cpu(v) for k, v in found.items()} for name, found in (extra or {}).items() if found}
+    kept = {name: {k: _on_cpu(v) for k, v in found.items()} for name, found in wholes(extra or {}).items() if found}
     return Checkpoint(step, weights, tensors, layout, state, kept)
 
 
@@ -74,9 +76,12 @@ def restore(checkpoint: Checkpoint, net: torch.nn.Module, optimizer: torch.optim
         raise KeyError("the checkpoint holds other parameters than the model trains")
     with torch.no_grad():
         for name, value in trained.items():
-            value.copy_(checkpoint.weights[name])
-    tensors = checkpoint.optimizer
-    state = {int(number): _unpack(entry, tensors) for number, entry in checkpoint.layout["state"].items()}
+            put(checkpoint.weights[name], value)
+    tensors, parameters = checkpoint.optimizer, [each for group in optimizer.param_groups for each in group["params"]]
+    state = {
+        int(number): _split(_unpack(entry, tensors), parameters[int(number)])
+        for number, entry in checkpoint.layout["state"].items()
+    }
     kept = _unpack(checkpoint.layout["groups"], tensors)
     groups = [now | before for now, before in zip(optimizer.state_dict()["param_groups"], kept, strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
@@ -169,6 +174,12 @@ def _unpack(packed: Any, tensors: dict[str, Tensor]) -> Any:
     if "tuple" in packed:
         return tuple(_unpack(entry, tensors) for entry in packed["tuple"])
     return {key: _unpack(entry, tensors) for key, entry in packed["dict"].items()}
+
+
+def _split(entry: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
+    """A parameter's entry in an optimizer's state, split as the parameter is: all in it that is of its shape."""
+    alike = {name for name, value in entry.items() if isinstance(value, Tensor) and value.shape == parameter.shape}
+    return {name: split(value, parameter) if name in alike else value for name, value in entry.items()}
 
 
 def _on_cpu(value: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from diffpref.sharding import local
 from diffpref.train.optimizers import trained_parameters
 
 
@@ -21,7 +22,10 @@ def decay_at(step: int, limit: float) -> float:
 
 
 class EMA:
-    """fp32 averages of a network's trainable parameters, by name. The network is to be passed unwrapped."""
+    """fp32 averages of a network's trainable parameters, by name. The network is to be passed unwrapped.
+
+    Of parameters that are split over processes, each process averages its own part.
+    """
 
     def __init__(self, net: torch.nn.Module, decay: float) -> None:
         self._decay = decay
@@ -32,7 +36,7 @@ class EMA:
         """Take in the parameters after optimizer step `step`, counted from 1."""
         share = 1 - decay_at(step, self._decay)
         for name, value in trained_parameters(net).items():
-            self._average[name].lerp_(value.detach().to("cpu", torch.float32), share)
+            self._average[name].lerp_(local(value).detach().to("cpu", torch.float32), share)
 
     @contextlib.contextmanager
     def applied(self, net: torch.nn.Module) -> Iterator[None]:
@@ -57,10 +61,10 @@ class EMA:
 
 
 def _copied(value: Tensor) -> Tensor:
-    return value.detach().to("cpu", copy=True).contiguous()
+    return local(value).detach().to("cpu", copy=True).contiguous()
 
 
 @torch.no_grad()
 def _put(values: dict[str, Tensor], places: dict[str, Tensor]) -> None:
     for name, place in places.items():
-        place.copy_(values[name])
+        local(place).copy_(values[name])

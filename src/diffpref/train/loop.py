@@ -29,11 +29,12 @@ from diffpref.train import validation
 from diffpref.train.calibration import calibrated_objective, wants_calibration
 from diffpref.train.config import Config
 from diffpref.train.optimizers import check_optimizer, make_optimizer
-from diffpref.train.placing import make_placer
+from diffpref.train.placing import InStep, make_placer, samples
 from diffpref.train.preferences import open_dataset, open_preferences
 from diffpref.train.run_folder import RunFolder
 from diffpref.train.state import RunState
 from diffpref.train.step import Learner
+from diffpref.train.strategy import Sharded, forward_of, make_strategy
 
 log = logging.getLogger("diffpref")
 NON_FINITE_LIMIT = 3  # steps in a row
@@ -47,6 +48,7 @@ def train(config: Config, resume: bool = False) -> Path:
     accelerator = Accelerator(mixed_precision=config.train.mixed_precision, cpu=not torch.cuda.is_available())
     weights = weights_dtype(config.train.mixed_precision, accelerator.device)
     check_optimizer(config.train)
+    strategy = make_strategy(accelerator, config.train)
     run = RunFolder(Path(config.output_dir))
     if accelerator.is_main_process:
         run.refuse_if_taken(config, resume)
@@ -54,36 +56,38 @@ def train(config: Config, resume: bool = False) -> Path:
     _refuse_samplers(config)
     dataset = open_dataset(config, accelerator)
     torch.manual_seed(config.train.seed)  # the adapters' first values; samples draw from their own generators
-    backbone = load_backbone(config.model, accelerator.device, weights, trainable=True)
+    with strategy.loading():
+        backbone = load_backbone(config.model, accelerator.device, weights, trainable=True)
     loader, heldout, choice = open_preferences(config, backbone, accelerator, dataset)
     reference, moving = None, None
     if config.train.reference_decay is not None:
-        reference = moving = MovingReference(backbone, config.train.reference_decay)
+        reference = moving = MovingReference(backbone, config.train.reference_decay, strategy.copy)
     elif config.objective.needs_reference:
-        reference = adapters_off(backbone) if config.model.lora_rank else frozen_copy(backbone)
+        reference = adapters_off(backbone) if config.model.lora_rank else frozen_copy(backbone, strategy.copy)
     if config.train.gradient_checkpointing:
         backbone.net.enable_gradient_checkpointing()
-    trained = [parameter for parameter in backbone.net.parameters() if parameter.requires_grad]
-    optimizer: Any = make_optimizer(trained, config.train)
+    net, optimizer, stepping = strategy.prepare(backbone.net, lambda trained: make_optimizer(trained, config.train))
+    policy = backbone.with_net(net)
+    if isinstance(strategy, Sharded):
+        strategy.lend(net, forward_of(backbone, loader))
     place = make_placer(config.points, backbone, reference, config.train, accelerator)
-    state = RunState(config, run, accelerator, backbone, optimizer, place, moving)
+    state = RunState(config, run, accelerator, backbone, optimizer, place, moving, strategy.sharded)
     if resume:
         state.resume()
     if accelerator.is_main_process:  # only now, when nothing of the input can be refused any more
         run.claim(config)
         _announce(config, choice, loader, run)
-    net, optimizer = accelerator.prepare(backbone.net, optimizer)
-    policy = backbone.with_net(net)
     data = Ahead(loader)
-    learner = Learner(accelerator, policy, reference, place, data, config.objective, config.train)
+    placed = InStep(place, strategy.together) if strategy.sharded and samples(config.points) else place
+    learner = Learner(accelerator, strategy, policy, reference, placed, data, config.objective, config.train)
     if wants_calibration(config.objective):
         learner = replace(learner, objective=state.objective(lambda: calibrated_objective(learner)))
 
     def look(step: int) -> bool:
         """Validate, on the main process; the others wait. Whether the score is the best so far, in every process."""
         best = [False]
-        if accelerator.is_main_process:
-            with state.shown_weights(), validation.undisturbed():
+        with state.shown_weights(), strategy.together(), validation.undisturbed():
+            if accelerator.is_main_process:
                 if heldout is not None:
                     with accelerator.autocast():
                         found = validation.heldout_metrics(
@@ -111,7 +115,7 @@ def train(config: Config, resume: bool = False) -> Path:
         with bar:
             while state.step < config.train.max_steps:
                 state.set_learning_rate()
-                entry, offenders, finite = learner.step(state.step, optimizer)
+                entry, offenders, finite = learner.step(state.step, stepping)
                 state.step += 1
                 state.non_finite = 0 if finite else _refused(state, offenders)
                 if finite:
@@ -133,10 +137,12 @@ def train(config: Config, resume: bool = False) -> Path:
         raise
     finally:
         data.close()
+    with state.shown_weights():
+        shown = backbone.with_net(strategy.whole(backbone.net))
+        if accelerator.is_main_process:
+            shown.save(run.final, lora=config.model.lora_rank > 0)
     if accelerator.is_main_process:
         _list_skipped(loader, run)  # without a store, broken rows show only when they are met
-        with state.shown_weights():
-            backbone.save(run.final, lora=config.model.lora_rank > 0)
         name = config.objective.name.upper().replace("_", "-")
         title = f"{name} on {config.model.pretrained}"
         again = f"diffpref train --config {run.path / 'config.yaml'} --output-dir OTHER_FOLDER"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffpref.errors import UserError
+from diffpref.sharding import local
 from diffpref.train.config import TrainConfig
 
 EXTRAS = {"adamw8bit": ("bitsandbytes", "8bit"), "schedule_free": ("schedulefree", "schedule-free")}
@@ -104,7 +105,7 @@ def evaluation_weights(optimizer: Any) -> Iterator[None]:
         yield
         return
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    kept = [parameter.detach().to("cpu", copy=True) for parameter in parameters]
+    kept = [local(parameter).detach().to("cpu", copy=True) for parameter in parameters]
     optimizer.eval()
     try:
         yield
@@ -112,7 +113,7 @@ def evaluation_weights(optimizer: Any) -> Iterator[None]:
         optimizer.train()
         with torch.no_grad():
             for parameter, before in zip(parameters, kept, strict=True):
-                parameter.copy_(before)
+                local(parameter).copy_(before)
 
 
 def trained_parameters(net: torch.nn.Module) -> dict[str, Tensor]:

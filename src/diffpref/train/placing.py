@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -39,6 +40,29 @@ class Stateless:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Nothing to restore."""
+
+
+@dataclass(frozen=True)
+class InStep:
+    """Points whose making takes another number of forwards in each process, made in all of them together."""
+
+    place: Placer
+    together: Callable[[], AbstractContextManager[None]]
+
+    def __call__(self, batch: Batch) -> Points:
+        with self.together():
+            return self.place(batch)
+
+    def state(self) -> dict[str, Tensor]:
+        return self.place.state()
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.place.restore(state)
+
+
+def samples(points: Placement) -> bool:
+    """Whether making the points takes forwards of the network, as many as the items' draws say."""
+    return isinstance(points, Replay | Inverted)
 
 
 def make_placer(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from diffpref.draws import generator, uniform
 from diffpref.points import Replay
+from diffpref.sharding import exchange, split, wholes
 from diffpref.solvers import Visit, check_sampler, make_solver, walk
 from diffpref.types import Backbone, Batch, Cond, Points
 
@@ -155,7 +156,7 @@ class ReplayBuffer:
         """All that the next points depend on, of all processes: every process must call it. After whole steps only."""
         kept = {"count": self.kept.count, **self.kept.tensors} if self.kept.tensors else {}
         found = {"step": torch.tensor(self.calls // self.share.micros)}
-        found |= {f"policy.{name}": value.cpu() for name, value in self.copies.items()}
+        found |= {f"policy.{name}": value.cpu() for name, value in wholes(self.copies).items()}
         order = torch.tensor([place for p in range(self.share.processes) for place in self.share.places(p)]).argsort()
         for name, own in kept.items():
             found[f"kept.{name}"] = self.gather(own.to(self.backbone.device)).cpu()[order].contiguous()
@@ -165,7 +166,7 @@ class ReplayBuffer:
         """Go on from a `state`, whatever the processes and micro-batches were that made it."""
         self.calls = int(state["step"]) * self.share.micros
         self.copies = {
-            name: state[f"policy.{name}"].to(value.device)
+            name: split(state[f"policy.{name}"].to(value.device), value)
             for name, value in self.trained.items()
             if f"policy.{name}" in state
         }
@@ -255,8 +256,7 @@ class ReplayBuffer:
 
     def _swap(self) -> None:
         for name, copied in self.copies.items():
-            value = self.trained[name]
-            value.data, self.copies[name] = copied, value.data
+            exchange(self.trained[name], copied)
 
     def _drawn_steps(self, experts: Batch) -> Tensor:
         drawn = [int(uniform(draw, "trajectory step") * self.points.steps) for draw in experts.draw]

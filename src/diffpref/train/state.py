@@ -12,13 +12,14 @@ from accelerate import Accelerator
 from diffpref.errors import RunError, UserError
 from diffpref.objectives import Objective
 from diffpref.reference import MovingReference
+from diffpref.sharding import local, rejoined, split
 from diffpref.train import checkpoint
 from diffpref.train.calibration import with_beta
 from diffpref.train.checkpoint import Checkpoint
 from diffpref.train.config import Config
 from diffpref.train.ema import EMA
 from diffpref.train.guard import Guard
-from diffpref.train.optimizers import evaluation_weights, make_lr_schedule
+from diffpref.train.optimizers import evaluation_weights, make_lr_schedule, trained_parameters
 from diffpref.train.placing import Placer
 from diffpref.train.run_folder import RunFolder
 from diffpref.types import Backbone
@@ -38,6 +39,7 @@ class RunState:
         optimizer: Any,
         place: Placer,
         reference: MovingReference | None = None,
+        sharded: bool = False,
     ) -> None:
         self.step, self.non_finite = 0, 0
         self.beta: float | None = None  # what `auto` was found to be
@@ -46,8 +48,9 @@ class RunState:
         train = config.train
         self._items = train.batch_size * train.gradient_accumulation_steps * accelerator.num_processes
         self._rate = make_lr_schedule(train, accelerator.num_processes)
-        # only the main process averages: it alone shows and keeps weights
-        self._ema = EMA(self._net, train.ema_decay) if train.ema and accelerator.is_main_process else None
+        # whole weights are shown and kept by the main process alone, so it alone averages; of split ones, each its part
+        self._keeps = sharded or accelerator.is_main_process
+        self._ema = EMA(self._net, train.ema_decay) if train.ema and self._keeps else None
         self._reference = reference  # of every process, each of which moves its own
         self._guard = Guard(config.guard)
 
@@ -98,7 +101,7 @@ class RunState:
             log.warning("%s; back to the weights of step %d", self._guard.message, found.step)
 
     def keep(self, planned: bool = True) -> None:
-        """Write a checkpoint, on the main process; the others wait.
+        """Write a checkpoint, on the main process; the others give their parts of split weights, and wait.
 
         One that is not planned is there because of its score; the guard does not go back to it, for what is looked at
         must not change the training.
@@ -106,14 +109,15 @@ class RunState:
         points = self._place.state()  # of all processes, which it joins
         if planned:
             self._guard.kept(self.step)
-        if self._accelerator.is_main_process:
+        if self._keeps:
             scaler = self._accelerator.scaler.state_dict() if self._accelerator.scaler else None
             state = {"items_per_step": self._items, "non_finite": self.non_finite, "scaler": scaler, "beta": self.beta}
             state["guard"] = self._guard.state()
             extra = {"points": points}
-            extra["ema"] = self._ema.state() if self._ema else {}
+            extra["ema"] = rejoined(self._ema.state(), trained_parameters(self._net)) if self._ema else {}
             extra["reference"] = self._reference.state() if self._reference else {}
             captured = checkpoint.capture(self.step, self._net, self._optimizer, state, extra)
+        if self._accelerator.is_main_process:
             limit = self._config.train.checkpoints_total_limit
             protected = {self._guard.good or 0} if self._config.guard.action == "rollback" else set()
             if self._config.validation.keep_best and (best := self._run.best()):
@@ -148,6 +152,8 @@ class RunState:
     def _restore(self, found: Checkpoint) -> None:
         checkpoint.restore(found, self._net, self._optimizer)
         if self._ema:
-            self._ema.restore(found.extra.get("ema", {}))
+            trained = trained_parameters(self._net)
+            averages = found.extra.get("ema", {}).items()
+            self._ema.restore({name: local(split(value, trained[name])) for name, value in averages})
         if self._reference:
             self._reference.restore(found.extra.get("reference", {}))

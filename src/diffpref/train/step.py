@@ -6,7 +6,6 @@ processes changes nothing.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,8 +17,10 @@ from torch import Tensor
 from diffpref.data.ahead import Ahead
 from diffpref.objectives import Objective
 from diffpref.safeguard import safeguarded
+from diffpref.sharding import whole
 from diffpref.train.config import TrainConfig
 from diffpref.train.placing import Placer
+from diffpref.train.strategy import Strategy
 from diffpref.types import Backbone, Outputs, Points, Predict
 
 
@@ -37,6 +38,7 @@ class Learner:
     """What an optimizer step takes. policy: with its net as accelerate prepared it."""
 
     accelerator: Accelerator
+    strategy: Strategy
     policy: Backbone
     reference: Predict | None
     place: Placer
@@ -56,7 +58,7 @@ class Learner:
         seen: dict[str, list[Tensor]] = {}
         offenders: list[str] = []
         for micro in range(micros):
-            with self._synchronised(last=micro == micros - 1):
+            with self.strategy.synchronised(self.policy.net, last=micro == micros - 1):
                 look = waiting.looks[micro] if waiting else self.look(number, micro)
                 outputs = self._examine(look)
                 if self.objective.needs_mean_gain:
@@ -73,7 +75,7 @@ class Learner:
                 seen.setdefault(name, []).append(values)
 
         limit = self.train.max_grad_norm or math.inf
-        grad_norm: Any = self.accelerator.clip_grad_norm_(self.policy.net.parameters(), limit)
+        grad_norm: Any = whole(self.accelerator.clip_grad_norm_(self.policy.net.parameters(), limit))
         entry = self._averages(seen)
         entry |= {"lr": optimizer.param_groups[0]["lr"], "grad_norm": float(grad_norm)}
         fp16 = self.accelerator.scaler is not None  # then an infinite gradient is the scaler's to refuse
@@ -130,10 +132,6 @@ class Learner:
         reduced: Any = self.accelerator.reduce(torch.stack([sums, counts.double()]), reduction="sum")
         found = dict(zip(seen, (reduced[0] / reduced[1]).tolist(), strict=True))
         return {name: value for name, value in found.items() if name == "loss" or not math.isnan(value)}
-
-    def _synchronised(self, last: bool) -> Any:
-        """Gradients travel between processes only with the last micro-batch."""
-        return contextlib.nullcontext() if last else self.accelerator.no_sync(self.policy.net)
 
 
 @dataclass(frozen=True)
