@@ -11,6 +11,7 @@ COMMANDS = {
     "demo": "align the embedded model on the embedded preferences and measure it",
     "data": "import, check and cache preference data",
     "train": "train a preset",
+    "launch-config": "files that start a run on several processes or machines",
     "generate": "images for a prompt set",
     "score": "scores for folders of generated images",
     "evaluate": "a published evaluation of a model, beside the published figures",
@@ -21,7 +22,7 @@ COMMANDS = {
 
 def usage() -> str:
     """The text of `diffpref --help`."""
-    rows = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+    rows = "\n".join(f"  {name:<15}{text}" for name, text in COMMANDS.items())
     return f"usage: diffpref COMMAND [options]\n\n{rows}\n\n`diffpref COMMAND --help` tells a command's options."
 
 
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         if arguments[0] not in COMMANDS:
             raise UserError(f"unknown command {arguments[0]!r}: {nearest(arguments[0], COMMANDS)}")
-        command = importlib.import_module(f"diffpref.cli.{arguments[0]}")
+        command = importlib.import_module(f"diffpref.cli.{arguments[0].replace('-', '_')}")
         command.main(arguments[1:])
     except UserError as error:
         print(f"diffpref: {error}", file=sys.stderr)

@@ -57,7 +57,9 @@ def rejoined(parts: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Ten
         if not isinstance(like, DTensor):
             return part
         own = part.to(like.device)
-        return wholes(DTensor.from_local(own, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()))
+        return wholes(
+            DTensor.from_local(own, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+        )
 
     return {name: joined(part, like[name]) for name, part in parts.items()}
 

@@ -19,11 +19,15 @@ SRC = str(Path(__file__).parents[2] / "src")
 
 @dataclass(frozen=True)
 class Job:
-    """A run, and what of the environment is the launcher's to set."""
+    """A run, and what of the environment is the launcher's to set.
+
+    resave: instead of training, take the newest checkpoint up and write it again.
+    """
 
     config: Config
     fsdp2: bool = False
     resume: bool = False
+    resave: bool = False
 
 
 def launch(jobs: list[Job], processes: int, folder: Path, timeout: int = 600, **environment: str) -> str:
@@ -33,7 +37,7 @@ def launch(jobs: list[Job], processes: int, folder: Path, timeout: int = 600, **
     for number, job in enumerate(jobs):
         file = folder / f"{number}.yaml"
         file.write_text(to_yaml(job.config))
-        listed.append({"config": str(file), "fsdp2": job.fsdp2, "resume": job.resume})
+        listed.append({"config": str(file), "fsdp2": job.fsdp2, "resume": job.resume, "resave": job.resave})
     (folder / "jobs.json").write_text(json.dumps(listed))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
     path = os.pathsep.join([SRC, os.environ.get("PYTHONPATH", "")])
@@ -48,6 +52,32 @@ def launch(jobs: list[Job], processes: int, folder: Path, timeout: int = 600, **
     return done.stderr
 
 
+def resave(config: Config) -> None:
+    """Take the newest checkpoint of a run up, as `train` does, and write it again in its place."""
+    import torch
+    from accelerate import Accelerator
+
+    from diffpref.models.loading import load_backbone
+    from diffpref.train.optimizers import make_optimizer
+    from diffpref.train.placing import make_placer
+    from diffpref.train.run_folder import RunFolder
+    from diffpref.train.state import RunState
+    from diffpref.train.strategy import make_strategy
+
+    accelerator = Accelerator(cpu=True)
+    strategy = make_strategy(accelerator, config.train)
+    backbone = load_backbone(config.model, accelerator.device, torch.float32, trainable=True)
+    with torch.no_grad():  # what is taken up must not be there already
+        for parameter in backbone.net.parameters():
+            parameter.zero_()
+    _, optimizer, _ = strategy.prepare(backbone.net, lambda trained: make_optimizer(trained, config.train))
+    place = make_placer(config.points, backbone, None, config.train, accelerator)
+    run = RunFolder(Path(config.output_dir))
+    state = RunState(config, run, accelerator, backbone, optimizer, place, sharded=strategy.sharded)
+    state.resume()
+    state.keep()
+
+
 def main(file: str) -> None:
     """Make the runs of a file that `launch` wrote."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -59,7 +89,11 @@ def main(file: str) -> None:
             os.environ.pop(name, None)
             if job["fsdp2"]:
                 os.environ[name] = value
-        train(from_yaml(Path(job["config"]), Config()), resume=job["resume"])
+        config = from_yaml(Path(job["config"]), Config())
+        if job["resave"]:
+            resave(config)
+        else:
+            train(config, resume=job["resume"])
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
 

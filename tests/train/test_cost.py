@@ -17,6 +17,7 @@ from diffpref.train.optimizers import make_optimizer
 from diffpref.train.placing import make_placer
 from diffpref.train.preferences import open_preferences
 from diffpref.train.step import Learner
+from diffpref.train.strategy import Replicated
 
 DPO_100 = DPO(beta=100.0)
 
@@ -36,7 +37,9 @@ def learner_of(pipeline, tiny_pairs, tmp_path):
             reference = adapters_off(backbone) if lora else frozen_copy(backbone)
         optimizer = make_optimizer([p for p in backbone.net.parameters() if p.requires_grad], config.train)
         place = make_placer(config.points, backbone, reference, config.train, accelerator)
-        return Learner(accelerator, Replicated(accelerator), backbone, reference, place, Ahead(loader), objective, config.train), optimizer
+        return Learner(
+            accelerator, Replicated(accelerator), backbone, reference, place, Ahead(loader), objective, config.train
+        ), optimizer
 
     return build
 

@@ -1,72 +1,196 @@
-"""Equivalent settings share one loss curve: 1 x 8, 1 x 4 with accumulation 2, and 2 processes x 4."""
+"""Equivalent settings share one loss curve: one process, two, or weights split over two; and no matter how split."""
 
-import os
-import subprocess
-import sys
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from support.runs import metrics, tiny_config
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from safetensors.torch import load_file
+from support.runs import finals, metrics, tiny_config, with_lora
+from support.together import Job, launch, resave
 
 from diffpref.objectives import DRO
-from diffpref.points import Replay
-from diffpref.train.config_file import to_yaml
+from diffpref.points import Inverted, Replay
+from diffpref.train.config import Config, ValidationConfig
 from diffpref.train.loop import train
 
 STEPS = 20
 
 
-def curve(run) -> list[float]:
+def curve(run: Path) -> list[float]:
     return [line["loss"] for line in metrics(run)]
 
 
+def norms(run: Path) -> list[float]:
+    return [line["grad_norm"] for line in metrics(run)]
+
+
+def distance(one: Path, two: Path) -> float:
+    """The mean absolute difference of two runs' final weights, which a step of 1e-3 moved by about as much.
+
+    Not the largest: where a gradient is all but zero, its last bit decides which way AdamW goes.
+    """
+    pairs = list(zip(finals(one), finals(two), strict=True))
+    assert all(a.shape == b.shape for a, b in pairs)
+    return torch.cat([(a - b).abs().flatten() for a, b in pairs]).mean().item()
+
+
+def looks(run: Path) -> list[dict]:
+    """What a run logged when it looked at held-out pairs."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "heldout_loss" in line]
+
+
+def fresh() -> None:
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
 @pytest.fixture(scope="module")
-def settings(pipeline, tiny_pairs):
-    def build(output, **sizes):
-        config = tiny_config(pipeline, tiny_pairs, output, max_steps=STEPS, checkpointing_steps=0, **sizes)
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("invariance")
+
+
+@pytest.fixture(scope="module")
+def settings(pipeline, tiny_pairs, folder):
+    def build(name: str, **train) -> Config:
+        train = {"max_steps": 4, "checkpointing_steps": 0, **train}
+        config = tiny_config(pipeline, tiny_pairs, folder / name, **train)
         return replace(config, data=replace(config.data, holdout=0.2))
 
     return build
 
 
+def replayed(config: Config) -> Config:
+    """DRO with trajectories that are kept, sampled with weights that were copied; not all places sample at a step."""
+    points = Replay(sampler="ddim", steps=3, trajectories=2, refresh_steps=2, policy_copy_steps=3)
+    return replace(config, objective=DRO(), points=points)
+
+
+def sampled(config: Config) -> Config:
+    """DRO as published: each item's own new trajectory, sampled to the step drawn for it and no further."""
+    return replace(config, objective=DRO(), points=Replay(sampler="ddim", steps=5))
+
+
 @pytest.fixture(scope="module")
-def whole(settings, tmp_path_factory):
-    return train(settings(tmp_path_factory.mktemp("whole") / "run", batch_size=8))
+def kinds(settings):
+    """By name, what makes the configuration of a run with `batch` items a micro-batch, 8 a step and process x batch."""
+    look = ValidationConfig(steps=2, prompts="embedded", images=2, num_inference_steps=2)
+    return {
+        "dpo": lambda name, batch: settings(name, batch_size=batch, max_steps=STEPS),
+        "replay": lambda name, batch: replayed(settings(name, batch_size=batch, max_steps=5, checkpointing_steps=5)),
+        "whole": lambda name, batch: replace(
+            settings(name, batch_size=batch // 2, gradient_accumulation_steps=2, ema=True, checkpointing_steps=2),
+            validation=look,
+        ),
+        "lora": lambda name, batch: with_lora(settings(name, batch_size=batch, max_steps=3)),
+        "sampled": lambda name, batch: sampled(settings(name, batch_size=batch, max_steps=2)),
+    }
 
 
-def test_accumulation_changes_nothing(settings, whole, tmp_path):
-    split = train(settings(tmp_path / "run", batch_size=4, gradient_accumulation_steps=2))
-    assert len(curve(whole)) == STEPS
-    assert curve(split) == pytest.approx(curve(whole), abs=1e-5)
-    assert max(curve(whole)) - min(curve(whole)) > 1e-3
+@pytest.fixture(scope="module")
+def alone(kinds):
+    """By name, the run of one process; made when it is first asked for."""
+    made = {}
+
+    def run(name: str) -> Path:
+        if name not in made:
+            fresh()
+            made[name] = train(kinds[name](f"alone-{name}", 8))
+        return made[name]
+
+    return run
 
 
-def test_two_processes_change_nothing(settings, whole, tmp_path):
-    config = tmp_path / "config.yaml"
-    config.write_text(to_yaml(settings(tmp_path / "run", batch_size=4)))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
-    command = [*launch, "--standalone", "-m", "diffpref", "train", "--config", str(config)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert curve(tmp_path / "run") == pytest.approx(curve(whole), abs=1e-5)
-    ours = [line["grad_norm"] for line in metrics(tmp_path / "run")]
-    assert ours == pytest.approx([line["grad_norm"] for line in metrics(whole)], rel=1e-3)
+@pytest.fixture(scope="module")
+def together(kinds, alone, folder):
+    """The folder of runs of two processes: `two-NAME`, and `split-NAME` with split weights."""
+    shutil.copytree(alone("whole"), folder / "again")
+    again = kinds["whole"]("again", 4)
+    (folder / "again" / "config.yaml").unlink()
+    jobs = [Job(kinds[name](f"two-{name}", 4)) for name in ("dpo", "replay")]
+    jobs += [Job(kinds[name](f"split-{name}", 4), fsdp2=True) for name in ("whole", "lora", "replay", "sampled")]
+    launch([*jobs, Job(again, fsdp2=True, resave=True)], 2, folder / "jobs")
+    return folder
 
 
-def test_replay_in_two_processes_is_that_of_one(settings, tmp_path):
-    def config(name: str, batch: int):
-        chosen = settings(tmp_path / name, batch_size=batch)
-        points = Replay(sampler="ddim", steps=3, trajectories=2, refresh_steps=2, policy_copy_steps=3)
-        return replace(chosen, objective=DRO(), points=points, train=replace(chosen.train, max_steps=6))
+def test_accumulation_changes_nothing(settings, alone):
+    split = train(settings("accumulated", batch_size=4, gradient_accumulation_steps=2, max_steps=STEPS))
+    whole = curve(alone("dpo"))
+    assert len(whole) == STEPS
+    assert curve(split) == pytest.approx(whole, abs=1e-5)
+    assert max(whole) - min(whole) > 1e-3
 
-    alone = curve(train(config("alone", 4)))
-    file = tmp_path / "config.yaml"
-    file.write_text(to_yaml(config("together", 2)))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*launch, "-m", "diffpref", "train", "--config", str(file), "--train.checkpointing-steps", "3"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert curve(tmp_path / "together") == pytest.approx(alone, abs=1e-5)
-    assert (tmp_path / "together" / "checkpoints" / "step-6" / "points.safetensors").is_file()
+
+@pytest.mark.parametrize("name", ["dpo", "replay"])
+def test_two_processes_change_nothing(together, alone, name):
+    assert curve(together / f"two-{name}") == pytest.approx(curve(alone(name)), abs=1e-5)
+    assert norms(together / f"two-{name}") == pytest.approx(norms(alone(name)), rel=1e-3, abs=1e-5)
+    if name == "replay":
+        assert (together / "two-replay" / "checkpoints" / "step-5" / "points.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", ["whole", "lora", "replay", "sampled"])
+def test_split_weights_change_nothing(together, alone, name):
+    one, two = alone(name), together / f"split-{name}"
+    assert curve(two) == pytest.approx(curve(one), abs=1e-5)
+    assert norms(two) == pytest.approx(norms(one), rel=1e-3, abs=1e-5)
+    assert max(curve(one)) - min(curve(one)) > 1e-6
+    assert distance(one, two) < 1e-6
+
+
+def test_split_weights_are_looked_at_as_whole_ones(together, alone):
+    one, two = looks(alone("whole")), looks(together / "split-whole")
+    assert [line["step"] for line in two] == [0, 2, 4]
+    for key in ("heldout_loss", "heldout_accuracy"):
+        assert [line[key] for line in two] == pytest.approx([line[key] for line in one], abs=1e-5)
+    assert len(list((together / "split-whole" / "samples" / "step-4").glob("*.png"))) == 2
+
+
+def test_a_checkpoint_of_one_process_is_the_same_after_a_visit_to_two(together, alone):
+    before, after = alone("whole") / "checkpoints" / "step-4", together / "again" / "checkpoints" / "step-4"
+    for part in ("weights", "optimizer", "ema"):
+        one, two = (load_file(path / f"{part}.safetensors") for path in (before, after))
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) for name in one)
+        assert any(value.any() for value in one.values())
+
+
+def test_a_checkpoint_of_split_weights_goes_on_in_one_process(together, kinds, folder):
+    """Written again by one process it is the same bit for bit, and its steps are those of the split run."""
+    for name in ("saved-again", "gone-on"):
+        shutil.copytree(together / "split-whole", folder / name)
+        (folder / name / "config.yaml").unlink()
+    resave(kinds["whole"]("saved-again", 8))
+    for part in ("weights", "optimizer", "ema"):
+        one, two = (
+            load_file(folder / name / "checkpoints" / "step-4" / f"{part}.safetensors")
+            for name in ("split-whole", "saved-again")
+        )
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    fresh()
+    shutil.rmtree(folder / "gone-on" / "checkpoints" / "step-4")
+    run = train(kinds["whole"]("gone-on", 8), resume=True)
+    assert curve(run) == pytest.approx(curve(together / "split-whole"), abs=1e-5)
+    assert distance(run, folder / "split-whole") < 1e-6
+
+
+@pytest.mark.slow
+def test_split_weights_with_everything_else(settings, folder):
+    """The other things that keep tensors or go forward in their own way."""
+    kinds = {
+        "moving": lambda name, batch: settings(name, batch_size=batch, reference_decay=0.9, checkpointing_steps=2),
+        "schedule-free": lambda name, batch: settings(name, batch_size=batch, optimizer="schedule_free"),
+        "checkpointing": lambda name, batch: settings(name, batch_size=batch, gradient_checkpointing=True),
+        "inverted": lambda name, batch: replace(settings(name, batch_size=batch), points=Inverted()),
+    }
+    launch([Job(make(f"split-{name}", 4), fsdp2=True) for name, make in kinds.items()], 2, folder / "more")
+    for name, make in kinds.items():
+        fresh()
+        run = train(make(f"alone-{name}", 8))
+        assert curve(folder / f"split-{name}") == pytest.approx(curve(run), abs=2e-5)
+        assert distance(run, folder / f"split-{name}") < 1e-5

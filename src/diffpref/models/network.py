@@ -17,7 +17,6 @@ from diffpref.models import folder
 from diffpref.models.lora import add_lora, load_lora, save_lora
 from diffpref.train.config import ModelConfig
 
-
 _PLACE: ContextVar[torch.device | None] = ContextVar("_PLACE", default=None)
 
 

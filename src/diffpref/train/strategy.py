@@ -163,9 +163,13 @@ def forward_of(backbone: Backbone, loader: Loader) -> Callable[[Any], Tensor]:
 
 
 def _check_fsdp(train: TrainConfig) -> None:
-    asked = {name: os.environ.get(f"FSDP_{name}", "false").lower() for name in ("OFFLOAD_PARAMS", "ACTIVATION_CHECKPOINTING")}
+    asked = {
+        name: os.environ.get(f"FSDP_{name}", "false").lower() for name in ("OFFLOAD_PARAMS", "ACTIVATION_CHECKPOINTING")
+    }
     if os.environ.get("FSDP_VERSION", "1") != "2":
-        raise UserError("fsdp_version: 1 is not supported; set it to 2, as the file of `diffpref launch-config fsdp2` does")
+        raise UserError(
+            "fsdp_version: 1 is not supported; set it to 2, as the file of `diffpref launch-config fsdp2` does"
+        )
     if asked["OFFLOAD_PARAMS"] == "true":
         raise UserError("fsdp_offload_params: weights on the CPU are not supported; set it to false")
     if asked["ACTIVATION_CHECKPOINTING"] == "true":
