@@ -26,6 +26,7 @@ class Job:
 
     config: Config
     fsdp2: bool = False
+    zero: int | None = None
     resume: bool = False
     resave: bool = False
 
@@ -37,7 +38,9 @@ def launch(jobs: list[Job], processes: int, folder: Path, timeout: int = 600, **
     for number, job in enumerate(jobs):
         file = folder / f"{number}.yaml"
         file.write_text(to_yaml(job.config))
-        listed.append({"config": str(file), "fsdp2": job.fsdp2, "resume": job.resume, "resave": job.resave})
+        listed.append(
+            {"config": str(file), "fsdp2": job.fsdp2, "zero": job.zero, "resume": job.resume, "resave": job.resave}
+        )
     (folder / "jobs.json").write_text(json.dumps(listed))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
     path = os.pathsep.join([SRC, os.environ.get("PYTHONPATH", "")])
@@ -63,9 +66,11 @@ def resave(config: Config) -> None:
     from diffpref.train.run_folder import RunFolder
     from diffpref.train.state import RunState
     from diffpref.train.strategy import make_strategy
+    from diffpref.train.zero import stage_asked
 
+    zero = stage_asked()
     accelerator = Accelerator(cpu=True)
-    strategy = make_strategy(accelerator, config.train)
+    strategy = make_strategy(accelerator, config.train, zero)
     backbone = load_backbone(config.model, accelerator.device, torch.float32, trainable=True)
     with torch.no_grad():  # what is taken up must not be there already
         for parameter in backbone.net.parameters():
@@ -73,7 +78,7 @@ def resave(config: Config) -> None:
     _, optimizer, _ = strategy.prepare(backbone.net, lambda trained: make_optimizer(trained, config.train))
     place = make_placer(config.points, backbone, None, config.train, accelerator)
     run = RunFolder(Path(config.output_dir))
-    state = RunState(config, run, accelerator, backbone, optimizer, place, sharded=strategy.sharded)
+    state = RunState(config, run, accelerator, backbone, optimizer, place, gathers=strategy.gathers)
     state.resume()
     state.keep()
 
@@ -89,6 +94,8 @@ def main(file: str) -> None:
             os.environ.pop(name, None)
             if job["fsdp2"]:
                 os.environ[name] = value
+        if job["zero"]:
+            os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(job["zero"])}
         config = from_yaml(Path(job["config"]), Config())
         if job["resave"]:
             resave(config)

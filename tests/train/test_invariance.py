@@ -38,6 +38,13 @@ def distance(one: Path, two: Path) -> float:
     return torch.cat([(a - b).abs().flatten() for a, b in pairs]).mean().item()
 
 
+def same(one: Path, two: Path) -> bool:
+    """Whether two safetensors files hold the same tensors bit for bit, and more than zeros."""
+    a, b = load_file(one), load_file(two)
+    assert any(value.any() for value in a.values())
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
 def looks(run: Path) -> list[dict]:
     """What a run logged when it looked at held-out pairs."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -153,10 +160,7 @@ def test_split_weights_are_looked_at_as_whole_ones(together, alone):
 def test_a_checkpoint_of_one_process_is_the_same_after_a_visit_to_two(together, alone):
     before, after = alone("whole") / "checkpoints" / "step-4", together / "again" / "checkpoints" / "step-4"
     for part in ("weights", "optimizer", "ema"):
-        one, two = (load_file(path / f"{part}.safetensors") for path in (before, after))
-        assert one.keys() == two.keys()
-        assert all(torch.equal(one[name], two[name]) for name in one)
-        assert any(value.any() for value in one.values())
+        assert same(before / f"{part}.safetensors", after / f"{part}.safetensors")
 
 
 def test_a_checkpoint_of_split_weights_goes_on_in_one_process(together, kinds, folder):
@@ -165,13 +169,9 @@ def test_a_checkpoint_of_split_weights_goes_on_in_one_process(together, kinds, f
         shutil.copytree(together / "split-whole", folder / name)
         (folder / name / "config.yaml").unlink()
     resave(kinds["whole"]("saved-again", 8))
+    before, after = (folder / name / "checkpoints" / "step-4" for name in ("split-whole", "saved-again"))
     for part in ("weights", "optimizer", "ema"):
-        one, two = (
-            load_file(folder / name / "checkpoints" / "step-4" / f"{part}.safetensors")
-            for name in ("split-whole", "saved-again")
-        )
-        assert one.keys() == two.keys()
-        assert all(torch.equal(one[name], two[name]) for name in one)
+        assert same(before / f"{part}.safetensors", after / f"{part}.safetensors")
     fresh()
     shutil.rmtree(folder / "gone-on" / "checkpoints" / "step-4")
     run = train(kinds["whole"]("gone-on", 8), resume=True)
@@ -194,3 +194,53 @@ def test_split_weights_with_everything_else(settings, folder):
         run = train(make(f"alone-{name}", 8))
         assert curve(folder / f"split-{name}") == pytest.approx(curve(run), abs=2e-5)
         assert distance(run, folder / f"split-{name}") < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2])
+def test_zero_changes_nothing(kinds, alone, folder, stage):
+    """Runs of two processes under DeepSpeed, and checkpoints from one process to these and back, bit for bit."""
+    pytest.importorskip("deepspeed")
+    visitor, parts = folder / f"visit-{stage}", ("weights", "optimizer", "ema")
+    shutil.copytree(alone("whole"), visitor)
+    (visitor / "config.yaml").unlink()
+    jobs = [Job(kinds[name](f"zero{stage}-{name}", 4), zero=stage) for name in ("whole", "lora", "replay")]
+    jobs.append(Job(kinds["whole"](visitor.name, 4), zero=stage, resave=True))
+    launch(jobs, 2, folder / f"zero{stage}", DS_ACCELERATOR="cpu")
+    for name in ("whole", "lora", "replay"):
+        one, two = alone(name), folder / f"zero{stage}-{name}"
+        assert curve(two) == pytest.approx(curve(one), abs=1e-5)
+        assert norms(two) == pytest.approx(norms(one), rel=1e-3, abs=1e-5)
+        assert distance(one, two) < 1e-6
+    before, after = (run / "checkpoints" / "step-4" for run in (alone("whole"), visitor))
+    assert all(same(before / f"{part}.safetensors", after / f"{part}.safetensors") for part in parts)
+    shutil.copytree(folder / f"zero{stage}-whole", folder / f"back-{stage}")
+    (folder / f"back-{stage}" / "config.yaml").unlink()
+    resave(kinds["whole"](f"back-{stage}", 8))
+    before, after = (folder / name / "checkpoints" / "step-4" for name in (f"zero{stage}-whole", f"back-{stage}"))
+    assert all(same(before / f"{part}.safetensors", after / f"{part}.safetensors") for part in parts)
+
+
+FIFTY = {"dpo": 1e-4, "lora": 1e-3, "sampled": 1e-4}  # learning rates
+
+
+@pytest.mark.slow
+def test_fifty_steps_of_one_two_and_four_processes(settings, folder):
+    """The same samples and losses within 1e-6, from the first step to the fiftieth."""
+
+    def config(name: str, kind: str, batch: int) -> Config:
+        chosen = settings(name, batch_size=batch, max_steps=50, learning_rate=FIFTY[kind])
+        return {"dpo": lambda it: it, "lora": with_lora, "sampled": sampled}[kind](chosen)
+
+    for processes in (2, 4):
+        jobs = [Job(config(f"fifty{processes}-{kind}", kind, 8 // processes)) for kind in FIFTY]
+        launch(jobs, processes, folder / f"fifty{processes}")
+    jobs = [Job(config(f"fifty-split-{kind}", kind, 4), fsdp2=True) for kind in FIFTY]
+    launch(jobs, 2, folder / "fifty-split", timeout=1200)
+    for kind in FIFTY:
+        fresh()
+        whole = curve(train(config(f"fifty1-{kind}", kind, 8)))
+        assert len(whole) == 50
+        assert max(whole) - min(whole) > 1e-3
+        for other in ("fifty2", "fifty4", "fifty-split"):
+            assert curve(folder / f"{other}-{kind}") == pytest.approx(whole, abs=1e-6), (other, kind)

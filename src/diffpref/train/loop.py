@@ -34,6 +34,7 @@ from diffpref.train.run_folder import RunFolder
 from diffpref.train.state import RunState
 from diffpref.train.step import Learner
 from diffpref.train.strategy import Sharded, forward_of, make_strategy
+from diffpref.train.zero import stage_asked
 
 log = logging.getLogger("diffpref")
 NON_FINITE_LIMIT = 3  # steps in a row
@@ -44,10 +45,11 @@ def train(config: Config, resume: bool = False) -> Path:
 
     Raises UserError for wrong input, RunError when three steps in a row have no finite gradient or the guard stops.
     """
+    zero = stage_asked()
     accelerator = Accelerator(mixed_precision=config.train.mixed_precision, cpu=not torch.cuda.is_available())
     weights = weights_dtype(config.train.mixed_precision, accelerator.device)
     check_optimizer(config.train)
-    strategy = make_strategy(accelerator, config.train)
+    strategy = make_strategy(accelerator, config.train, zero)
     run = RunFolder(Path(config.output_dir))
     if accelerator.is_main_process:
         run.refuse_if_taken(config, resume)
@@ -70,7 +72,7 @@ def train(config: Config, resume: bool = False) -> Path:
     if isinstance(strategy, Sharded):
         strategy.lend(net, forward_of(backbone, loader))
     place = make_placer(config.points, backbone, reference, config.train, accelerator)
-    state = RunState(config, run, accelerator, backbone, optimizer, place, moving, strategy.sharded)
+    state = RunState(config, run, accelerator, backbone, optimizer, place, moving, strategy.gathers)
     if resume:
         state.resume()
     if accelerator.is_main_process:  # only now, when nothing of the input can be refused any more

@@ -39,7 +39,7 @@ class RunState:
         optimizer: Any,
         place: Placer,
         reference: MovingReference | None = None,
-        sharded: bool = False,
+        gathers: bool = False,
     ) -> None:
         self.step, self.non_finite = 0, 0
         self.beta: float | None = None  # what `auto` was found to be
@@ -48,8 +48,8 @@ class RunState:
         train = config.train
         self._items = train.batch_size * train.gradient_accumulation_steps * accelerator.num_processes
         self._rate = make_lr_schedule(train, accelerator.num_processes)
-        # whole weights are shown and kept by the main process alone, so it alone averages; of split ones, each its part
-        self._keeps = sharded or accelerator.is_main_process
+        # The main process alone shows and keeps weights, so it alone averages, unless others have parts of what it keeps.
+        self._keeps = gathers or accelerator.is_main_process
         self._ema = EMA(self._net, train.ema_decay) if train.ema and self._keeps else None
         self._reference = reference  # of every process, each of which moves its own
         self._guard = Guard(config.guard)

@@ -17,7 +17,6 @@ from torch import Tensor
 from diffpref.data.ahead import Ahead
 from diffpref.objectives import Objective
 from diffpref.safeguard import safeguarded
-from diffpref.sharding import whole
 from diffpref.train.config import TrainConfig
 from diffpref.train.placing import Placer
 from diffpref.train.strategy import Strategy
@@ -69,13 +68,13 @@ class Learner:
                 losses, metrics = self.objective(outputs)
                 # DDP averages over processes what it should sum
                 total = (losses * look.points.weight).sum() / self.items * self.accelerator.num_processes
-                self.accelerator.backward(total)
+                self.strategy.backward(total)
             offenders += [name for name, fine in zip(look.names, losses.isfinite().tolist(), strict=True) if not fine]
             for name, values in {"loss": losses.detach(), **metrics}.items():
                 seen.setdefault(name, []).append(values)
 
         limit = self.train.max_grad_norm or math.inf
-        grad_norm: Any = whole(self.accelerator.clip_grad_norm_(self.policy.net.parameters(), limit))
+        grad_norm = self.strategy.clip(self.policy.net, limit)
         entry = self._averages(seen)
         entry |= {"lr": optimizer.param_groups[0]["lr"], "grad_norm": float(grad_norm)}
         fp16 = self.accelerator.scaler is not None  # then an infinite gradient is the scaler's to refuse

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.util
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -23,20 +24,20 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from diffpref.data.loader import Loader
 from diffpref.errors import UserError
 from diffpref.models.network import networks_on
-from diffpref.sharding import wholes
+from diffpref.sharding import whole, wholes
 from diffpref.train.config import TrainConfig
 from diffpref.train.lockstep import Lockstep
 from diffpref.train.optimizers import trained_parameters
+from diffpref.train.zero import STAGES, MakeOptimizer, Zero
 from diffpref.types import Backbone
 
-MakeOptimizer = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 SPLITS = ("adamw", "schedule_free")  # optimizers whose state is of the shape of the parameters
 
 
 class Replicated:
     """The whole network in every process, whose gradients are averaged (DDP), or a single process."""
 
-    sharded = False
+    sharded, gathers = False, False
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
@@ -59,6 +60,14 @@ class Replicated:
         """Gradients travel between processes only with the last micro-batch."""
         return contextlib.nullcontext() if last else self._accelerator.no_sync(net)
 
+    def backward(self, loss: Tensor) -> None:
+        self._accelerator.backward(loss)
+
+    def clip(self, net: Any, limit: float) -> Tensor:
+        """The norm of the gradients of all processes together, which are scaled down to the limit."""
+        norm: Any = self._accelerator.clip_grad_norm_(net.parameters(), limit)
+        return norm
+
     def together(self) -> AbstractContextManager[None]:
         """To be entered, by all processes, around forwards of which not every process makes the same number."""
         return contextlib.nullcontext()
@@ -74,7 +83,7 @@ class Sharded:
     forward: makes one forward of a network that it is given, of any input; for processes that only lend their parts.
     """
 
-    sharded = True
+    sharded, gathers = True, True
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
@@ -106,6 +115,13 @@ class Sharded:
     def synchronised(self, net: Any, last: bool) -> AbstractContextManager[None]:
         """Every micro-batch's gradients are joined and split: whole ones are what no process has room for."""
         return contextlib.nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        self._accelerator.backward(loss)
+
+    def clip(self, net: Any, limit: float) -> Tensor:
+        norm: Any = self._accelerator.clip_grad_norm_(net.parameters(), limit)
+        return whole(norm)
 
     def lend(self, net: Any, forward: Callable[[Any], Tensor]) -> None:
         """Make `together` possible. forward: one forward of a network that it is given, of any input."""
@@ -143,15 +159,21 @@ class Sharded:
                 fully_shard(module, mesh=self._mesh, reshard_after_forward=True, mp_policy=policy)
 
 
-Strategy = Replicated | Sharded
+Strategy = Replicated | Sharded | Zero
 
 
-def make_strategy(accelerator: Accelerator, train: TrainConfig) -> Strategy:
-    """What the launcher asks for. Raises UserError for what does not work with it."""
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true" or accelerator.num_processes == 1:
+def make_strategy(accelerator: Accelerator, train: TrainConfig, zero: int | None = None) -> Strategy:
+    """What the launcher asks for. zero: its ZeRO stage. Raises UserError for what does not work with it."""
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if fsdp:
+        _check_fsdp(train)
+    if zero is not None:
+        _check_zero(train, zero)
+    if accelerator.num_processes == 1:
         return Replicated(accelerator)
-    _check_fsdp(train)
-    return Sharded(accelerator)
+    if zero:
+        return Zero(accelerator, train, zero)
+    return Sharded(accelerator) if fsdp else Replicated(accelerator)
 
 
 def forward_of(backbone: Backbone, loader: Loader) -> Callable[[Any], Tensor]:
@@ -178,6 +200,26 @@ def _check_fsdp(train: TrainConfig) -> None:
         raise UserError("train.mixed_precision: fp16 is not supported under FSDP2; use bf16 or no")
     if train.optimizer not in SPLITS:
         raise UserError(f"train.optimizer: {train.optimizer} cannot be split by FSDP2; use one of {', '.join(SPLITS)}")
+
+
+def _check_zero(train: TrainConfig, stage: int) -> None:
+    if stage not in STAGES:
+        raise UserError(
+            f"zero_stage: {stage} is not supported; use 1 or 2, or FSDP2, which splits the weights as 3 does"
+        )
+    for part in ("OPTIMIZER", "PARAM"):
+        if os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{part}_DEVICE", "none").lower() != "none":
+            raise UserError(f"offload_{part.lower()}_device: offloading is not supported; set it to none")
+    if os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"):
+        raise UserError("deepspeed_config_file: it is not read; use the file of `diffpref launch-config zero2`")
+    if train.mixed_precision == "fp16":
+        raise UserError("train.mixed_precision: fp16 is not supported under ZeRO; use bf16 or no")
+    if train.optimizer != "adamw":
+        raise UserError(f"train.optimizer: {train.optimizer} cannot be split by ZeRO; use adamw")
+    if importlib.util.find_spec("deepspeed") is None:
+        raise UserError(
+            "zero_stage: ZeRO needs deepspeed: pip install deepspeed; or use FSDP2, which needs nothing more"
+        )
 
 
 def _outline(net: Any) -> Any:
