@@ -74,12 +74,12 @@ def settings(pipeline, tiny_pairs, folder):
 def replayed(config: Config) -> Config:
     """DRO with trajectories that are kept, sampled with weights that were copied; not all places sample at a step."""
     points = Replay(sampler="ddim", steps=3, trajectories=2, refresh_steps=2, policy_copy_steps=3)
-    return replace(config, objective=DRO(), points=points)
+    return replace(config, objective=DRO(margin=0.1), points=points)
 
 
 def sampled(config: Config) -> Config:
     """DRO as published: each item's own new trajectory, sampled to the step drawn for it and no further."""
-    return replace(config, objective=DRO(), points=Replay(sampler="ddim", steps=5))
+    return replace(config, objective=DRO(margin=0.1), points=Replay(sampler="ddim", steps=5))
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +221,8 @@ def test_zero_changes_nothing(kinds, alone, folder, stage):
     assert all(same(before / f"{part}.safetensors", after / f"{part}.safetensors") for part in parts)
 
 
-FIFTY = {"dpo": 1e-4, "lora": 1e-3, "sampled": 1e-4}  # learning rates
+# Learning rates. At ten times these, rounding alone comes to 1.4e-6: beta 100 makes much of the last bit of an error.
+FIFTY = {"dpo": 1e-5, "lora": 1e-4, "sampled": 1e-4}
 
 
 @pytest.mark.slow
@@ -241,6 +242,6 @@ def test_fifty_steps_of_one_two_and_four_processes(settings, folder):
         fresh()
         whole = curve(train(config(f"fifty1-{kind}", kind, 8)))
         assert len(whole) == 50
-        assert max(whole) - min(whole) > 1e-3
+        assert max(whole) - min(whole) > 1e-4
         for other in ("fifty2", "fifty4", "fifty-split"):
             assert curve(folder / f"{other}-{kind}") == pytest.approx(whole, abs=1e-6), (other, kind)

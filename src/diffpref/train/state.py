@@ -48,7 +48,7 @@ class RunState:
         train = config.train
         self._items = train.batch_size * train.gradient_accumulation_steps * accelerator.num_processes
         self._rate = make_lr_schedule(train, accelerator.num_processes)
-        # The main process alone shows and keeps weights, so it alone averages, unless others have parts of what it keeps.
+        # The main process alone shows and keeps weights and so averages them, unless others have parts of what it keeps.
         self._keeps = gathers or accelerator.is_main_process
         self._ema = EMA(self._net, train.ema_decay) if train.ema and self._keeps else None
         self._reference = reference  # of every process, each of which moves its own
