@@ -13,6 +13,7 @@ from diffpref.draws import block_permutation, permutation
 from diffpref.objectives import DPO
 from diffpref.train.config import TrainConfig
 from diffpref.train.step import Learner
+from diffpref.train.strategy import Replicated
 
 SIZES = (23, 9, 4, 1)  # items of each bucket, 37 together
 RUN = 6
@@ -116,7 +117,7 @@ def test_any_split_of_a_step_sees_the_same_items_in_one_shape(processes, micros)
         seen = []
         for process in range(processes):
             accelerator = Mock(spec=Accelerator, num_processes=processes, process_index=process)
-            learner = Learner(accelerator, Mock(), Mock(), None, Mock(), Mock(spec=Ahead), DPO(), train)
+            learner = Learner(accelerator, Mock(spec=Replicated), Mock(), None, Mock(), Mock(spec=Ahead), DPO(), train)
             for micro in range(micros):
                 seen.append([given.item(place) for place in learner.places(step, micro)])
         assert all(len({item // 100 for item in batch}) == 1 for batch in seen)
