@@ -46,6 +46,7 @@ def _check_numbers(config: Config) -> None:
         "train.max_grad_norm": train.max_grad_norm,
         "train.checkpointing_steps": train.checkpointing_steps,
         "train.checkpoints_total_limit": train.checkpoints_total_limit,
+        "train.checkpoints_keep_every": train.checkpoints_keep_every,
         "validation.steps": look.steps,
         "validation.images": look.images,
         "validation.guidance_scale": look.guidance_scale,
