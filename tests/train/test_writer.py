@@ -1,6 +1,7 @@
 """Checkpoints are written beside the training: it goes on meanwhile, and hears of what went wrong."""
 
 import json
+import math
 import threading
 from dataclasses import replace
 
@@ -10,7 +11,9 @@ from safetensors.torch import load_file
 from support.runs import assert_resumes_bit_for_bit, logged, metrics, tiny_config
 
 from diffpref.errors import RunError
-from diffpref.train import checkpoint
+from diffpref.objectives import DPO, DRO
+from diffpref.points import Replay
+from diffpref.train import checkpoint, loop
 from diffpref.train.checkpoint import newest
 from diffpref.train.config import GuardConfig
 from diffpref.train.loop import train
@@ -108,30 +111,62 @@ def test_a_rollback_waits_for_the_checkpoint_that_it_goes_back_to(pipeline, tiny
     assert logged(train(replace(config, output_dir=str(tmp_path / "slow")))) == logged(plain)
 
 
+def rolling(config):
+    return replace(config, guard=GuardConfig("rollback", share=1e-4, steps=2))
+
+
+def replaying(config):
+    return replace(config, objective=DRO(), points=Replay(sampler="ddim", steps=3, trajectories=2, refresh_steps=2))
+
+
 PARTS = {
-    "weights": {"max_steps": 4},
-    "optimizer": {"max_steps": 4},
-    "ema": {"max_steps": 4, "ema": True, "ema_decay": 0.5},
-    "reference": {"max_steps": 4, "reference_decay": 0.5},
+    "weights": {},
+    "optimizer": {},
+    "ema": {"ema": True, "ema_decay": 0.5},
+    "reference": {"reference_decay": 0.5},
+    "points": {},
+    "guard": {"learning_rate": 1e-2},
 }
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_part_of_a_checkpoint_is_needed(pipeline, tiny_pairs, tmp_path, monkeypatch, part):
-    """Without the part the resumed run is another one, or none; with it, it is the uncut one."""
-    config = tiny_config(pipeline, tiny_pairs, tmp_path / "run", **PARTS[part])
-    assert_resumes_bit_for_bit(config, tmp_path / "whole", cut=2)
+    """Without it the resumed run is another one, or none; that with it it is the uncut one is tested elsewhere."""
+    config = tiny_config(pipeline, tiny_pairs, tmp_path / "run", max_steps=7, checkpointing_steps=1, **PARTS[part])
+    config = {"guard": rolling, "points": replaying}.get(part, lambda same: same)(config)
     real = checkpoint.load
 
     def without(found):
         loaded = real(found)
         if part in ("weights", "optimizer"):
             return replace(loaded, **{part: {k: torch.zeros_like(v) for k, v in getattr(loaded, part).items()}})
+        if part == "guard":
+            fresh = {"count": 0, "warned": False, "rollbacks": 0, "good": None}
+            return replace(loaded, state=loaded.state | {"guard": fresh})
         return replace(loaded, extra={})
 
+    assert_resumes_bit_for_bit(config, tmp_path / "whole", cut=5) if part in ("points", "guard") else None
     monkeypatch.setattr(checkpoint, "load", without)
-    with pytest.raises((AssertionError, KeyError)):
-        assert_resumes_bit_for_bit(replace(config, output_dir=str(tmp_path / "again")), tmp_path / "lacking", cut=2)
+    with pytest.raises((AssertionError, KeyError, RunError)):
+        assert_resumes_bit_for_bit(replace(config, output_dir=str(tmp_path / "again")), tmp_path / "lacking", cut=5)
+
+
+def test_a_resumed_run_keeps_its_beta_and_its_count(pipeline, tiny_pairs, tmp_path, monkeypatch):
+    config = tiny_config(pipeline, tiny_pairs, tmp_path / "run", max_steps=2)
+    config = replace(config, objective=DPO(beta="auto"))
+    run = train(config)
+    monkeypatch.setattr(loop, "calibrated_objective", lambda learner: pytest.fail("found anew"))
+    train(replace(config, train=replace(config.train, max_steps=4)), resume=True)
+    betas = [json.loads((run / "checkpoints" / f"step-{s}" / "state.json").read_text())["beta"] for s in (2, 4)]
+    assert betas[0] == betas[1] > 0
+    real = checkpoint.load
+    monkeypatch.setattr(
+        checkpoint, "load", lambda found: replace(real(found), state=real(found).state | {"non_finite": 2})
+    )
+    monkeypatch.setattr(loop, "_refused", lambda state, offenders: pytest.fail(f"had {state.non_finite}"))
+    monkeypatch.setattr(Learner, "step", lambda *_: ({"loss": math.nan}, [], False))
+    with pytest.raises(pytest.fail.Exception, match="had 2"):
+        train(replace(config, train=replace(config.train, max_steps=5)), resume=True)
 
 
 def test_the_state_tells_position_and_processes(pipeline, tiny_pairs, tmp_path):

@@ -67,8 +67,9 @@ presets: {", ".join(presets)}
   --dotted.key VALUE one key, e.g. --train.max-steps 20 or --objective.beta 2000; --objective.name and --points.name
                      choose another kind, with its own defaults
   --resume           go on from the newest valid checkpoint of output_dir, or start if there is none
-  --max-time TIME    stop in order after 3h30m, 45m, 2d, 90s or so many seconds, with a checkpoint and exit code 0; SIGINT
-                     (Ctrl-C), SIGTERM and SIGUSR1 do so at once, and a second SIGINT or SIGTERM ends the process
+  --max-time TIME    stop after 3h30m, 45m, 2d, 90s or so many seconds: the step is finished, a checkpoint written, and
+                     the exit code is 0. SIGINT (Ctrl-C), SIGTERM and SIGUSR1 do the same at any time, with the exit
+                     codes 130, 143 and 138; a second SIGINT or SIGTERM ends the process at once
   --print-config     print the resolved configuration as YAML and end
 
 `diffpref train PRESET --help` lists every key with the preset's value."""

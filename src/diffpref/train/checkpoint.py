@@ -211,7 +211,7 @@ def _unpack(packed: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _mark(device: torch.device) -> torch.cuda.Event | None:
-    """An event behind what is queued on a GPU by now. It sleeps while it waits, for a thread that spins takes a core."""
+    """An event behind what is queued on a GPU by now. Who waits for it sleeps, and takes no core."""
     if device.type != "cuda":
         return None
     event = torch.cuda.Event(blocking=True)

@@ -136,7 +136,7 @@ class RunState:
         self.writer.write(lambda host: checkpoint.capture(step, self._net, self._optimizer, state, extra, host), save)
 
     def finish(self) -> None:
-        """Wait, in all processes, until the newest checkpoint is complete. Raises RunError if it could not be written."""
+        """Wait, in all processes, until the newest checkpoint is complete. Raises RunError if it cannot be written."""
         self.writer.wait()
         self._accelerator.wait_for_everyone()
 
