@@ -51,15 +51,14 @@ def test_every_flip_and_every_cut_is_seen(two):
     assert newest(two)[0].step == 10  # with every byte back in its place it is whole again
 
 
-def test_every_single_flip_of_a_manifest_is_seen(two):
+def test_a_flip_in_every_byte_of_a_manifest_is_seen(two):
     manifest = two / "step-10" / "manifest.json"
     whole = manifest.read_bytes()
     for place in range(len(whole)):
-        for bit in range(8):
-            broken = bytearray(whole)
-            broken[place] ^= 1 << bit
-            manifest.write_bytes(broken)
-            assert Kept(10, two / "step-10").damage
+        broken = bytearray(whole)
+        broken[place] ^= 1 << place % 8
+        manifest.write_bytes(broken)
+        assert Kept(10, two / "step-10").damage
 
 
 def test_what_is_wrong_is_told(two):

@@ -83,3 +83,23 @@ def seconds_of(text: str, option: str) -> int:
     if not (total := ((days * 24 + hours) * 60 + minutes) * 60 + seconds):
         raise UserError(f"{option}: {text!r} is no time; write it as 3h30m, 45m, 2d, 90s or in seconds")
     return total
+
+
+def take_count(arguments: list[str], option: str, usual: int) -> tuple[int, list[str]]:
+    """The number of `--option`, `--option N` or `--option=N` (`usual` if none is named, 0 if absent), and the others.
+
+    Raises UserError for what is no whole number above 0.
+    """
+    for place, argument in enumerate(arguments):
+        name, given, value = argument.partition("=")
+        if name != option:
+            continue
+        rest = arguments[place + 1 :]
+        if not given and rest and not rest[0].startswith("-"):
+            value, given, rest = rest[0], "=", rest[1:]
+        if not given:
+            return usual, arguments[:place] + rest
+        if not value.isdecimal() or not int(value):
+            raise UserError(f"{option}: {value!r} is not a whole number above 0")
+        return int(value), arguments[:place] + rest
+    return 0, arguments

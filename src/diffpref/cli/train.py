@@ -1,15 +1,17 @@
-"""`diffpref train [PRESET] [--config FILE] [--dotted.key VALUE] [--resume] [--max-time TIME] [--print-config]`."""
+"""`diffpref train [PRESET] [--config FILE] [--dotted.key VALUE] [--resume] [--max-time TIME] ...`."""
 
 import os
 import shlex
 import time
 from pathlib import Path
 
-from diffpref.cli.parsing import parse, seconds_of, take_flag, take_value
+from diffpref.cli.parsing import parse, seconds_of, take_count, take_flag, take_value
 from diffpref.errors import Stopped, UserError
 from diffpref.train.check import check
 from diffpref.train.config import Config
 from diffpref.train.config_file import from_yaml, to_yaml, with_kind
+
+PROFILED = 10  # steps that a bare `--profile` measures
 
 
 def main(arguments: list[str]) -> None:
@@ -23,6 +25,7 @@ def main(arguments: list[str]) -> None:
     named = bool(arguments) and not arguments[0].startswith("-")
     chosen, rest = (preset(arguments[0]), arguments[1:]) if named else (Config(), arguments)
     resume, rest = take_flag(rest, "--resume")
+    steps, rest = take_count(rest, "--profile", PROFILED)
     print_config, rest = take_flag(rest, "--print-config")
     limit, rest = take_value(rest, "--max-time")
     until = None if limit is None else started + seconds_of(limit, "--max-time")
@@ -43,7 +46,7 @@ def main(arguments: list[str]) -> None:
     from diffpref.train.loop import train
 
     try:
-        run = train(config, resume=resume, until=until)
+        run = train(config, resume=resume, until=until, profile=steps)
     except Stopped as stopped:
         raise Stopped(f"{stopped}; go on with: {_resuming(again)}", stopped.code) from None
     if os.environ.get("RANK", "0") == "0":
@@ -59,7 +62,7 @@ def _resuming(arguments: list[str]) -> str:
 
 def _usage(presets: list[str]) -> str:
     return f"""usage: diffpref train [PRESET] [--config FILE] [--dotted.key VALUE ...] [--resume] [--max-time TIME]
-                      [--print-config]
+                      [--profile [STEPS]] [--print-config]
 
 presets: {", ".join(presets)}
 
@@ -70,6 +73,8 @@ presets: {", ".join(presets)}
   --max-time TIME    stop after 3h30m, 45m, 2d, 90s or so many seconds: the step is finished, a checkpoint written, and
                      the exit code is 0. SIGINT (Ctrl-C), SIGTERM and SIGUSR1 do the same at any time, with the exit
                      codes 130, 143 and 138; a second SIGINT or SIGTERM ends the process at once
+  --profile [STEPS]  measure where the time of so many steps goes (10), into output_dir/profile: a table, and a trace
+                     of two more steps for chrome://tracing or ui.perfetto.dev
   --print-config     print the resolved configuration as YAML and end
 
 `diffpref train PRESET --help` lists every key with the preset's value."""

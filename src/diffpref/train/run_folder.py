@@ -69,7 +69,8 @@ class RunFolder:
         def stays(line: str) -> bool:
             try:
                 entry = json.loads(line)
-                return entry["step"] < step or (entry["step"] == step and (looked or "pairs_seen" in entry))
+                looks = any(key.startswith(("heldout_", SCORE)) for key in entry)
+                return entry["step"] < step or (entry["step"] == step and (looked or not looks))
             except (ValueError, KeyError):  # a line cut off when the run was killed
                 return False
 
