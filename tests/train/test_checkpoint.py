@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -285,6 +286,27 @@ def test_a_checkpoint_that_was_not_finished_is_not_seen(tmp_path, monkeypatch):
     assert newest(tmp_path)[0].step == 1 and at(tmp_path, 2) is None
     save(tmp_path, run.capture(3), keep=1)
     assert steps(tmp_path) == [3]  # what was left half written is gone too
+
+
+def test_all_is_on_the_disk_before_the_checkpoint_has_its_name(tmp_path, monkeypatch):
+    run, events = Run("adamw"), []
+    save(tmp_path, run.capture(1), keep=1)
+    real_flush, real_rename, real_remove = checkpoint.flush, Path.rename, shutil.rmtree
+
+    def rename(self, target):
+        events.append(("rename", self.name, target.name))
+        return real_rename(self, target)
+
+    monkeypatch.setattr(checkpoint, "flush", lambda path: (events.append(("flush", path.name)), real_flush(path)))
+    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(shutil, "rmtree", lambda path: (events.append(("remove", path.name)), real_remove(path)))
+    save(tmp_path, run.capture(2), keep=1)
+    names = sorted(path.name for path in (tmp_path / "step-2").iterdir())
+    part = next(name for kind, *name in events if kind == "rename")[0]
+    last = [("rename", part, "step-2"), ("flush", tmp_path.name)]
+    assert sorted(events[: len(names)]) == [("flush", name) for name in names] and len(names) == 5
+    assert events[len(names) : len(names) + 3] == [("flush", part), *last]
+    assert [event[:2] for event in events[len(names) + 3 :]] == [("rename", "step-1"), ("remove", events[-1][1])]
 
 
 def test_weights_of_another_network_are_refused(tmp_path):

@@ -1,5 +1,6 @@
 """A run that is told to stop finishes its step, leaves a whole checkpoint, and goes on from there as if nothing was."""
 
+import contextlib
 import json
 import os
 import signal
@@ -80,6 +81,24 @@ def test_a_told_run_finishes_its_step_and_goes_on(pipeline, tiny_pairs, tmp_path
     assert found.step == 3 and not damaged
     assert not (tmp_path / "told" / "final").exists()
     assert_same_runs(train(told, resume=True), uncut)
+
+
+def test_a_signal_after_the_step_is_done_finds_a_checkpoint_of_it(pipeline, tiny_pairs, tmp_path, monkeypatch):
+    """Whatever the loop has asked by then: here the question whether a checkpoint of step 3 is due."""
+    real, calls = loop._Clock.stopped, []
+
+    @contextlib.contextmanager
+    def stopped(self):
+        with real(self):
+            yield
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop._Clock, "stopped", stopped)
+    with pytest.raises(Stopped, match="after step 3, whose checkpoint is complete"):
+        train(tiny_config(pipeline, tiny_pairs, tmp_path / "run"))
+    assert newest(tmp_path / "run" / "checkpoints")[0].step == 3
 
 
 def test_a_stop_does_not_change_where_the_guard_goes_back_to(pipeline, tiny_pairs, tmp_path, monkeypatch):

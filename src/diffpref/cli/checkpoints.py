@@ -33,7 +33,8 @@ def main(arguments: list[str]) -> None:
     from diffpref.train.run_folder import RunFolder
 
     mark = RunFolder(options.run).best()
-    entries = [_entry(found, mark["step"] if mark else None) for found in kept(folder)]
+    told = (_entry(found, mark["step"] if mark else None) for found in kept(folder))
+    entries = [entry for entry in told if entry]
     whole = [entry["step"] for entry in entries if not entry["damage"]]
     if options.json:
         print(json.dumps({"checkpoints": entries, "resumes": max(whole, default=None), "best": mark}, indent=1))
@@ -46,18 +47,20 @@ def main(arguments: list[str]) -> None:
         raise RunError(f"{len(damaged)} of {len(entries)} checkpoints damaged: {'; '.join(damaged)}")
 
 
-def _entry(found: Any, best: int | None) -> dict[str, Any]:
-    """What there is to tell of a checkpoint; of a damaged one only its step, its size and its damage."""
-    entry = {"step": found.step, "bytes": found.bytes, "damage": found.damage, "best": found.step == best}
-    if found.damage:
-        return entry
-    state = found.state()
-    return entry | {
-        "processes": state["processes"],
-        "items_per_step": state["items_per_step"],
-        "looked": state["looked"],
-        "parts": found.parts,
-    }
+def _entry(found: Any, best: int | None) -> dict[str, Any] | None:
+    """What there is to tell of a checkpoint; of a damaged one only its step, its size and its damage.
+
+    None for one that the run, which is still training, removed meanwhile.
+    """
+    try:
+        entry = {"step": found.step, "bytes": found.bytes, "damage": found.damage, "best": found.step == best}
+        if not found.damage:
+            state = found.state()
+            entry |= {name: state[name] for name in ("processes", "items_per_step", "looked")}
+            entry["parts"] = found.parts
+    except FileNotFoundError:
+        entry = None
+    return entry if found.path.is_dir() else None
 
 
 def _table(entries: list[dict[str, Any]]) -> str:

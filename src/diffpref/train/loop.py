@@ -158,9 +158,11 @@ def _train(config: Config, resume: bool, profile: int, stop: Stop) -> Path:
                     with region("validation"):
                         best = (last or _due(state.step, config.validation.steps)) and look(state.step)
                     planned = last or _due(state.step, config.train.checkpointing_steps)
-                    if planned or stop.agreed or (best and config.validation.keep_best):
+                    if planned or (best and config.validation.keep_best):
                         with region("checkpoint"):
                             state.keep(planned)
+            if stop.agreed and state.step not in (0, state.kept):
+                state.keep(planned=False)
             state.finish()
             stop.reached = state.kept
         if stop.agreed:
