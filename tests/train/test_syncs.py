@@ -117,3 +117,23 @@ def test_one_read_a_step(pipeline, tiny_pairs, tmp_path, monkeypatch, objective,
             run.average()
             run.watch(taken.entry)
         assert noted == ["tolist"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, where torch itself tells")
+@pytest.mark.parametrize("points", [None, Replay(steps=3, policy_copy_steps=2, guidance_scale=2.0)])
+def test_a_gpu_is_waited_for_once(pipeline, tiny_pairs, tmp_path, monkeypatch, points):
+    config = tiny_config(pipeline, tiny_pairs, tmp_path / "run", gradient_accumulation_steps=4, ema=True)
+    if points:
+        config = replace(config, objective=DRO(), points=points)
+    learner, optimizer, run = learner_for(config, cpu=False)
+    made_beforehand(learner, 3, 4, monkeypatch)
+    for step in range(2):
+        learner.step(step, optimizer)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with pytest.warns(UserWarning, match="called a synchronizing CUDA operation") as noted:
+            learner.step(2, optimizer)
+            run.average()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([each for each in noted if "synchronizing" in str(each.message)]) == 1

@@ -20,6 +20,7 @@ from diffpref.train.config_file import from_yaml, to_yaml
 # The batch may be split otherwise: `resume` compares what the parts multiply to.
 FREE_TO_CHANGE = {"checkpointing_steps", "checkpoints_total_limit", "logging_steps", "max_steps"}
 FREE_TO_CHANGE |= {"batch_size", "gradient_accumulation_steps"}
+FREE_TO_CHANGE |= {"gradient_checkpointing", "compile", "channels_last", "offload_ema", "sampled_at_once"}  # last bits
 SCORE = "validation_score"  # in metrics.jsonl: the mean by the first scorer; with _NAME behind it that by each
 
 
