@@ -10,6 +10,7 @@ from diffpref.errors import RunError, UserError, nearest
 COMMANDS = {
     "demo": "align the embedded model on the embedded preferences and measure it",
     "data": "import, check and cache preference data",
+    "plan": "what a run would take: memory, disk, work, time on GPUs, and which settings fit",
     "train": "train a preset",
     "generate": "images for a prompt set",
     "score": "scores for folders of generated images",
