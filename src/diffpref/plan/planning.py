@@ -122,6 +122,5 @@ def _items(config: Config, pairs: int | None) -> tuple[int, list[str]]:
     kept = (read_dataset_file(path) or {}).get("kept") if path.is_dir() else None
     if isinstance(kept, int) and kept > 0:
         return kept, []
-    return USUAL_PAIRS, [
-        f"{config.data.path} is not on this machine: disk for {USUAL_PAIRS:,}; --pairs gives another number"
-    ]
+    unknown = f"how many pairs {config.data.path} holds is not known here: disk for {USUAL_PAIRS:,}"
+    return USUAL_PAIRS, [f"{unknown}; --pairs gives another number"]
