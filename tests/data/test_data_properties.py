@@ -185,3 +185,14 @@ def test_ten_thousand_mutated_files_and_rows(tmp_path):
     good, bad = fuzz_files(tmp_path, 10_000, seed=1)
     assert good > 1000
     assert bad > 1000
+
+
+def test_text_that_is_not_utf8_is_refused_by_the_files_name(tmp_path):
+    """Found by the fuzz: pyarrow reads such a column, and fails where it becomes text."""
+    whole = write_pickapic(tmp_path / "a.parquet", [pickapic_row(0, caption="plain words")], drop=("user_id",))
+    table = pq.read_table(whole)
+    broken = pa.Array.from_buffers(pa.string(), 1, [None, *pa.array([b"\xff\xfe"], pa.binary()).buffers()[1:]])
+    place = table.column_names.index("caption")
+    pq.write_table(table.set_column(place, pa.field("caption", pa.string()), broken), whole)
+    with pytest.raises(UserError, match=r"a\.parquet is not a readable parquet file: .*utf-8"):
+        import_source("pickapic", whole, tmp_path / "out", LENIENT)

@@ -72,7 +72,8 @@ class Planner:
     """
 
     def __init__(self, config: Config, device: Device = "cuda") -> None:
-        self.config, self._device = config, device
+        self.config = config
+        self._device: Device = device
         self._context = CONTEXT if device == "cuda" else 0
         self._steps: dict[int, Step] = {}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from diffpref.plan.estimate import Planner
 from diffpref.train.config import Config
@@ -13,15 +13,11 @@ LORA_RANK = 16
 
 @dataclass(frozen=True)
 class Fit:
-    """Settings that fit, or none that would: `keys` with their values as the command line takes them."""
+    """Settings that fit: the keys to change with their values as the command line takes them, and the peak in bytes."""
 
     peak: int
-    keys: dict[str, str] = field(default_factory=dict)
-    planner: Planner | None = None
-
-    @property
-    def command(self) -> str:
-        return " ".join(f"--{key.replace('_', '-')} {value}" for key, value in self.keys.items())
+    planner: Planner
+    keys: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -39,9 +35,10 @@ def variants(config: Config) -> Iterator[Variant]:
     8-bit states cost a little exactness, checkpointing a quarter of the time, and LoRA is another training.
     """
     train, model = config.train, config.model
-    eight = {} if model.lora_rank or train.optimizer == "adamw8bit" else {"train.optimizer": "adamw8bit"}
-    again = {} if train.gradient_checkpointing else {"train.gradient_checkpointing": CHECKPOINTING}
-    lora = {} if model.lora_rank else {"model.lora_rank": str(LORA_RANK), "train.optimizer": "adamw"}
+    # Adafactor's state is smaller still, and of adapters any is small
+    eight = {"train.optimizer": "adamw8bit"} if train.optimizer == "adamw" and not model.lora_rank else {}
+    again = {} if train.gradient_checkpointing else {"train.gradient_checkpointing": "true"}
+    lora = {} if model.lora_rank else {"model.lora_rank": str(LORA_RANK)}
     seen: list[dict[str, str]] = []
     for keys in ({}, eight, again, eight | again, lora, lora | again):
         if keys not in seen:
@@ -49,15 +46,10 @@ def variants(config: Config) -> Iterator[Variant]:
             yield Variant(_changed(config, keys), keys)
 
 
-CHECKPOINTING = "true"
-
-
 def _changed(config: Config, keys: dict[str, str]) -> Config:
     train, model = config.train, config.model
     if "train.optimizer" in keys:
-        train = replace(train, optimizer=keys["train.optimizer"])
-        if train.optimizer == "adamw8bit" and train.mixed_precision == "no":
-            train = replace(train)
+        train = replace(train, optimizer=keys["train.optimizer"])  # pyright: ignore[reportArgumentType]  one of its names
     if "train.gradient_checkpointing" in keys:
         train = replace(train, gradient_checkpointing=True)
     if "model.lora_rank" in keys:
@@ -92,7 +84,7 @@ class Fitter:
                         keys["train.batch_size"] = str(batch)
                         micros = train.gradient_accumulation_steps * train.batch_size // batch
                         keys["train.gradient_accumulation_steps"] = str(micros)
-                    return Fit(peak, keys, planner)
+                    return Fit(peak, planner, keys)
         return None
 
 
