@@ -13,6 +13,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
+def forward_only(net: torch.nn.Module) -> Any:
+    """torch's inference mode; without gradients where the network is split, whose gathered weights train elsewhere."""
+    return torch.no_grad() if isinstance(next(net.parameters()), DTensor) else torch.inference_mode()
+
+
 def local(value: Tensor) -> Tensor:
     """This process's part of a tensor, in the same memory; a plain tensor itself."""
     return value.to_local() if isinstance(value, DTensor) else value

@@ -81,6 +81,8 @@ def resave(config: Config) -> None:
     state = RunState(config, run, accelerator, backbone, optimizer, place, gathers=strategy.gathers)
     state.resume()
     state.keep()
+    state.finish()
+    state.writer.close()
 
 
 def main(file: str) -> None:

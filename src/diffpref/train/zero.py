@@ -79,6 +79,7 @@ class ZeroOptimizer:
         self._engine, self._optimizer, self._parameters = engine, optimizer, parameters
         self._tensors = importlib.import_module("deepspeed.utils")
         self._stepped = True
+        self.state: dict[Any, Any] = {}  # by parameter there is none: it is flat
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
