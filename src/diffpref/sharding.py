@@ -36,7 +36,7 @@ def wholes(values: Any) -> Any:
     more than one of them.
     """
     if isinstance(values, DTensor):
-        joined = values.detach().full_tensor()
+        joined = whole(values).detach()
         return joined.cpu() if torch.distributed.get_rank() == 0 else torch.empty(0)
     if isinstance(values, dict):
         return {name: wholes(value) for name, value in values.items()}

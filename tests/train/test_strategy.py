@@ -219,8 +219,6 @@ def test_accelerate_launches_it(config_of, tmp_path, name):
     """With the file that comes with diffpref; on CPUs where it says GPUs."""
     file = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     file |= {"use_cpu": True, "num_processes": 2}
-    if name == "ddp":
-        file["distributed_type"] = "MULTI_CPU"
     (tmp_path / "launch.yaml").write_text(yaml.safe_dump(file))
     (tmp_path / "run.yaml").write_text(to_yaml(config_of("two", 2)))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "launch.yaml")]
