@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -102,9 +103,8 @@ def _train(config: Config, resume: bool, profile: int, stop: Stop) -> Path:
         best, cut = False, False
         if accelerator.is_main_process:
             heldout_found, drawn_found = {}, {}
-            uncompiled = torch.compiler.set_stance("force_eager")  # its batches have sizes of their own
             try:  # cut while the weights are the shown ones, which are put back then
-                with state.shown_weights(), validation.undisturbed(), stop.at_once(), uncompiled:
+                with state.shown_weights(), validation.undisturbed(), stop.at_once(), _uncompiled(config.train):
                     if heldout is not None:
                         with accelerator.autocast():
                             heldout_found = validation.heldout_metrics(
@@ -196,6 +196,11 @@ def _refuse_samplers(config: Config) -> None:
     if isinstance(config.points, Replay):
         refuse_sampler(config.points.sampler, scheduler, "points.sampler")
     from_scheduler_config(scheduler)  # refuses an unknown prediction type
+
+
+def _uncompiled(train: TrainConfig) -> AbstractContextManager[Any]:
+    """For what has batches of other sizes, each of which would be compiled for."""
+    return torch.compiler.set_stance("force_eager") if train.compile else contextlib.nullcontext()
 
 
 def _made_quick(net: torch.nn.Module, train: TrainConfig, device: torch.device) -> None:
