@@ -25,11 +25,12 @@ from diffpref.types import Backbone, Outputs, Points, Predict
 
 @dataclass(frozen=True)
 class Look:
-    """Points of a micro-batch and the reference's predictions there."""
+    """Points of a micro-batch and the reference's predictions there, or its errors where these are kept."""
 
     names: tuple[str, ...]
     points: Points
     known: Tensor | None
+    known_error: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,14 @@ class Learner:
             if self.train.snr_gamma is not None:
                 points = replace(points, scale=self.policy.schedule.min_snr(points.t, self.train.snr_gamma))
             known = self.reference(points.x_t, points.t, points.cond) if self.reference else None
-        return Look(batch.id, points, known)
+        return Look(batch.id, points, known, batch.known_error)
 
     def _examine(self, look: Look) -> Outputs:
         points = look.points
         with self.accelerator.autocast():
             predicted = self.policy.predict(points.x_t, points.t, points.cond)
-        return Outputs(predicted, points.target, look.known, points.label, points.weight, points.scale)
+        at = (points.label, points.weight, points.scale)
+        return Outputs(predicted, points.target, look.known, *at, known_error=look.known_error)
 
     def _gain_ahead(self, number: int) -> _Waiting:
         """All micro-batches' looks and their mean gain: one more forward of the policy, without gradients."""
