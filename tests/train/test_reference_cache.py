@@ -15,6 +15,7 @@ from support.runs import assert_resumes_bit_for_bit, metrics, tiny_config, with_
 from support.tiny import copy_of, make_mixed, make_pairs, make_pipeline, write_json, write_pairs
 
 from diffpref.data.ahead import Ahead
+from diffpref.data.loader import asked
 from diffpref.errors import RunError, UserError
 from diffpref.models.loading import load_backbone
 from diffpref.objectives import DPO, DSPO, KTO, SFT, SmPO
@@ -225,6 +226,19 @@ def test_another_prompt_or_image_is_computed_anew(config, known, forwards, tmp_p
     dropped = replace(config, data=replace(config.data, prompt_dropout=0.99))
     filled(dropped)
     assert forwards
+
+
+def test_keys_tell_apart_what_latents_depend_on(config, known):
+    loader = filled(config)[0]
+    rows = asked(loader.samples(range(10)))
+    assert not loader.errors.missing(rows).any() and torch.equal(loader.errors.of(rows), known)
+    mirrored = [replace(row, view=replace(row.view, mirrored=not row.view.mirrored)) for row in rows]
+    sampled = [replace(row, view=replace(row.view, seed=1)) for row in rows]
+    drawn = [replace(row, draw=row.draw + 1) for row in rows]
+    for others in (mirrored, sampled, drawn):
+        assert loader.errors.missing(others).all()
+        with pytest.raises(RunError, match="start again"):
+            loader.errors.of(others)
 
 
 def test_min_snr_weights_are_no_part_of_what_is_kept():
