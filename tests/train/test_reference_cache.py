@@ -21,6 +21,7 @@ from diffpref.models.loading import load_backbone
 from diffpref.objectives import DPO, DSPO, KTO, SFT, SmPO
 from diffpref.points import Independent, Inverted, Paired, Replay
 from diffpref.reference import adapters_off, frozen_copy
+from diffpref.train.blame import one_item
 from diffpref.train.calibration import calibrated_objective
 from diffpref.train.check import check
 from diffpref.train.config import GuardConfig, ValidationConfig
@@ -94,7 +95,7 @@ def curve(config, cached: bool) -> tuple[list[dict[str, float]], list[torch.Tens
     learner = learner_of(config, cached)
     trained = [p for p in learner.policy.net.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.05)
-    logged = [learner.step(number, optimizer)[0] for number in range(12)]
+    logged = [learner.step(number, optimizer).entry for number in range(12)]
     return logged, [p.detach() for p in trained]
 
 
@@ -239,6 +240,11 @@ def test_keys_tell_apart_what_latents_depend_on(config, known):
         assert loader.errors.missing(others).all()
         with pytest.raises(RunError, match="start again"):
             loader.errors.of(others)
+
+
+def test_one_item_of_a_look_has_its_own_errors(config, known):
+    look = learner_of(config, cached=True).look(0, 0)
+    assert one_item(look, 1).known_error.tolist() == [known[1], known[11]] and look.known is None
 
 
 def test_min_snr_weights_are_no_part_of_what_is_kept():
