@@ -181,6 +181,25 @@ def test_a_short_run_computes_only_what_it_meets(config, forwards):
     assert len(forwards) == K * 10 / 2 - 3
 
 
+def test_a_pass_that_was_cut_goes_on(config, forwards, monkeypatch):
+    accelerator, backbone, loader, _ = opened(config)
+    monkeypatch.setattr("diffpref.data.shard.SHARD_SECONDS", 0)  # what was made is saved at once
+    whole, predict = Paired.__call__, []
+
+    def placed(self, batch, schedule):
+        predict.append(batch)
+        if len(predict) == 8:
+            raise KeyboardInterrupt
+        return whole(self, batch, schedule)
+
+    monkeypatch.setattr(Paired, "__call__", placed)
+    with pytest.raises(KeyboardInterrupt):
+        with_reference_errors(config, backbone, accelerator, loader, None)
+    assert len(forwards) == 7
+    with_reference_errors(config, backbone, accelerator, loader, None)
+    assert len(forwards) == K * 10 / 2
+
+
 @pytest.fixture
 def known(config, forwards):
     """The errors of the configuration's first batch, with its store filled."""

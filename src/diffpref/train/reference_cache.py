@@ -136,7 +136,7 @@ class _Pass:
 
     def fill(self, parts: list[tuple[Loader, range]]) -> None:
         """Make the errors that are missing at the places of some loaders, together with other processes."""
-        units = [(loader, range(places.stop)[at : at + BLOCK]) for loader, places in parts for at in places[::BLOCK]]
+        units = [(loader, places[at : at + BLOCK]) for loader, places in parts for at in range(0, len(places), BLOCK)]
         shards, made = self.errors.shards, 0
 
         def save() -> None:
