@@ -23,6 +23,7 @@ from diffpref.data.importing import import_source
 from diffpref.draws import draw_seed
 from diffpref.embedded import PREFERENCES
 from diffpref.models.loading import load_backbone, weights_dtype
+from diffpref.models.speed import channels_last, checkpoint_activations, compile_blocks
 from diffpref.objectives import DPO
 from diffpref.points import Paired
 from diffpref.reference import adapters_off, frozen_copy
@@ -78,6 +79,12 @@ class Equipment:
     backbone: Backbone
     trained: list[Any]
 
+    def quick(self, net: Any) -> None:
+        """Do to a network of ours what `diffpref train` does."""
+        channels_last(net, self.config.train.channels_last, self.accelerator.device)
+        if self.config.train.compile:
+            compile_blocks(net)
+
 
 def prepare(folder: Path, model: str, width: float, config: Config) -> Config:
     """Write the model and some pairs, and fill the store; the configuration that names them."""
@@ -118,9 +125,9 @@ def ours(gear: Equipment, cached: bool, reference: Predict | None = None, optimi
         config = replace(config, train=replace(config.train, reference_cache=1))
         loader, reference = with_reference_errors(config, backbone, accelerator, loader, None)[0], None
     elif reference is None:
-        reference = adapters_off(backbone) if config.model.lora_rank else frozen_copy(backbone)
-    if config.train.gradient_checkpointing:
-        backbone.net.enable_gradient_checkpointing()
+        reference = adapters_off(backbone) if config.model.lora_rank else frozen_copy(backbone, gear.quick)
+    gear.quick(backbone.net)
+    checkpoint_activations(backbone.net, config.train.gradient_checkpointing)
     place = make_placer(config.points, backbone, reference, config.train, accelerator)
     net, optimizer = accelerator.prepare(backbone.net, optimizer or make_optimizer(gear.trained, config.train))
     policy = backbone.with_net(net)
@@ -183,23 +190,22 @@ def published(gear: Equipment) -> Contestant:
 def _parts(gear: Equipment, reference: Predict | None, at: Points) -> int:
     """FLOPs of the policy's forward and backward and of the reference's forward, counted one by one on one pair.
 
-    Without computing activations again, which is no progress.
+    To be asked for last: activations are kept from here on, for computing them again is no progress.
     """
     net, two = gear.backbone.net, {name: part[:2] for name, part in at.cond.items()}
-    again = net.is_gradient_checkpointing
-    if again:
-        net.disable_gradient_checkpointing()
+    net.disable_gradient_checkpointing()
     with gear.accelerator.autocast():
         known = counted(lambda: reference(at.x_t[:2], at.t[:2], two)) if reference else 0
         learnt = counted(lambda: gear.backbone.predict(at.x_t[:2], at.t[:2], two).float().square().mean().backward())
     net.zero_grad()
-    if again:
-        net.enable_gradient_checkpointing()
     return (known + learnt) * (len(at.x_t) // 2)
 
 
 def counted(call: Callable[[], Any]) -> int:
-    """The FLOPs of a call: 2 for each multiplication and addition of matrices, convolutions and attention."""
-    with FlopCounterMode(display=False) as counter:
+    """The FLOPs of a call: 2 for each multiplication and addition of matrices, convolutions and attention.
+
+    Blocks that are compiled run as they are written, for in compiled ones nothing would be counted.
+    """
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()

@@ -52,6 +52,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--steps", type=int, default=20, help="timed")
     parser.add_argument("--precision", choices=["no", "bf16"], default="bf16")
     parser.add_argument("--checkpointing", action="store_true", help="of our steps: activations are computed again")
+    parser.add_argument("--compile", action="store_true", help="the blocks of our networks")
     parser.add_argument("--optimizer", default="adamw", help="of our steps")
     parser.add_argument("--peak", type=float, help="FLOPs a second of a card that this script does not know")
     parser.add_argument("--width", type=float, default=1.0, help="of the models' channels")
@@ -75,6 +76,7 @@ def measure(run: str, given: argparse.Namespace) -> list[dict[str, Any]]:
         steps,
         gradient_checkpointing=given.checkpointing,
         optimizer=given.optimizer,
+        compile=given.compile,
     )
     print(f"\n{model} at {resolution} px on {card()}, {given.precision}, torch {torch.__version__}")
     print(f"{'':>22} {'pairs/step':>10} {'pairs/s':>9} {'ratio':>7} {'MFU':>6} {'peak GiB':>9} {'data wait':>9}")

@@ -22,3 +22,14 @@ def first_line(error: Exception) -> str:
 
 class RunError(Exception):
     """A run cannot go on, through no fault of the input. Its message is one line; the command ends with exit code 1."""
+
+
+class Stopped(BaseException):
+    """A run was told to stop, and has stopped in order. Its message is one line; code: the command's exit code.
+
+    Like KeyboardInterrupt it is no Exception, for what handles errors is not to handle it.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
