@@ -36,6 +36,7 @@ from diffpref.train.optimizers import check_optimizer, make_optimizer
 from diffpref.train.placing import make_placer
 from diffpref.train.preferences import open_dataset, open_preferences
 from diffpref.train.profiling import Profiler, unmeasured
+from diffpref.train.reference_cache import with_reference_errors
 from diffpref.train.run_folder import RunFolder
 from diffpref.train.state import RunState
 from diffpref.train.step import Learner
@@ -72,7 +73,9 @@ def _train(config: Config, resume: bool, profile: int, stop: Stop) -> Path:
     loader, heldout, choice = open_preferences(config, backbone, accelerator, dataset)
     quick = partial(_made_quick, train=config.train, device=accelerator.device)
     reference, moving = None, None
-    if config.train.reference_decay is not None:
+    if config.train.reference_cache:  # then the network itself does not stay in memory
+        loader, heldout = with_reference_errors(config, backbone, accelerator, loader, heldout)
+    elif config.train.reference_decay is not None:
         reference = moving = MovingReference(backbone, config.train.reference_decay, quick)
     elif config.objective.needs_reference:
         reference = adapters_off(backbone) if config.model.lora_rank else frozen_copy(backbone, quick)
