@@ -92,6 +92,14 @@ def test_another_configuration_is_refused(pipeline, tiny_pairs, tmp_path):
         train(config)
 
 
+def test_what_changes_memory_and_speed_alone_may_change(pipeline, tiny_pairs, tmp_path):
+    config = tiny_config(pipeline, tiny_pairs, tmp_path / "run", max_steps=2, ema=True)
+    train(config)
+    other = {"max_steps": 3, "gradient_checkpointing": "selective", "channels_last": True, "offload_ema": True}
+    train(replace(config, train=replace(config.train, **other)), resume=True)
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3]
+
+
 def test_old_checkpoints_are_pruned(pipeline, tiny_pairs, tmp_path):
     config = tiny_config(pipeline, tiny_pairs, tmp_path / "run", checkpointing_steps=1, checkpoints_total_limit=2)
     train(config)

@@ -106,6 +106,15 @@ def restore(checkpoint: Checkpoint, net: torch.nn.Module, optimizer: torch.optim
     kept = _unpack(checkpoint.layout["groups"], tensors)
     groups = [now | before for now, before in zip(optimizer.state_dict()["param_groups"], kept, strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    _as_laid_out(optimizer)
+
+
+def _as_laid_out(optimizer: torch.optim.Optimizer) -> None:
+    """Lay the optimizer's tensors out in memory as their parameters are: fused steps go through both side by side."""
+    for parameter, slots in optimizer.state.items():
+        for name, value in slots.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                slots[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def save(

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from diffpref.data.choice import Choice
 from diffpref.data.loader import Loader
 from diffpref.errors import Stopped
 from diffpref.models.loading import check_model, load_backbone, scheduler_config_of, weights_dtype
+from diffpref.models.speed import channels_last, checkpoint_activations, compile_blocks
 from diffpref.points import Replay
 from diffpref.progress import Bar
 from diffpref.reference import MovingReference, adapters_off, frozen_copy
@@ -27,7 +29,7 @@ from diffpref.sampling import refuse_sampler
 from diffpref.schedules import from_scheduler_config
 from diffpref.train import validation
 from diffpref.train.calibration import calibrated_objective, wants_calibration
-from diffpref.train.config import Config
+from diffpref.train.config import Config, TrainConfig
 from diffpref.train.determinism import deterministic
 from diffpref.train.optimizers import check_optimizer, make_optimizer
 from diffpref.train.placing import make_placer
@@ -67,13 +69,14 @@ def _train(config: Config, resume: bool, profile: int, stop: Stop) -> Path:
     torch.manual_seed(config.train.seed)  # the adapters' first values; samples draw from their own generators
     backbone = load_backbone(config.model, accelerator.device, weights, trainable=True)
     loader, heldout, choice = open_preferences(config, backbone, accelerator, dataset)
+    quick = partial(_made_quick, train=config.train, device=accelerator.device)
     reference, moving = None, None
     if config.train.reference_decay is not None:
-        reference = moving = MovingReference(backbone, config.train.reference_decay)
+        reference = moving = MovingReference(backbone, config.train.reference_decay, quick)
     elif config.objective.needs_reference:
-        reference = adapters_off(backbone) if config.model.lora_rank else frozen_copy(backbone)
-    if config.train.gradient_checkpointing:
-        backbone.net.enable_gradient_checkpointing()
+        reference = adapters_off(backbone) if config.model.lora_rank else frozen_copy(backbone, quick)
+    quick(backbone.net)  # the copy was made of the network as it was loaded
+    checkpoint_activations(backbone.net, config.train.gradient_checkpointing)
     trained = [parameter for parameter in backbone.net.parameters() if parameter.requires_grad]
     optimizer: Any = make_optimizer(trained, config.train)
     place = make_placer(config.points, backbone, reference, config.train, accelerator)
@@ -99,8 +102,9 @@ def _train(config: Config, resume: bool, profile: int, stop: Stop) -> Path:
         best, cut = False, False
         if accelerator.is_main_process:
             heldout_found, drawn_found = {}, {}
+            uncompiled = torch.compiler.set_stance("force_eager")  # its batches have sizes of their own
             try:  # cut while the weights are the shown ones, which are put back then
-                with state.shown_weights(), validation.undisturbed(), stop.at_once():
+                with state.shown_weights(), validation.undisturbed(), stop.at_once(), uncompiled:
                     if heldout is not None:
                         with accelerator.autocast():
                             heldout_found = validation.heldout_metrics(
@@ -192,6 +196,12 @@ def _refuse_samplers(config: Config) -> None:
     if isinstance(config.points, Replay):
         refuse_sampler(config.points.sampler, scheduler, "points.sampler")
     from_scheduler_config(scheduler)  # refuses an unknown prediction type
+
+
+def _made_quick(net: torch.nn.Module, train: TrainConfig, device: torch.device) -> None:
+    channels_last(net, train.channels_last, device)
+    if train.compile:
+        compile_blocks(net)
 
 
 def _due(step: int, every: int) -> bool:

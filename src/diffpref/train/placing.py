@@ -20,9 +20,19 @@ class Placer(Protocol):
 
     def __call__(self, batch: Batch) -> Points: ...
 
+    def prepare(self, batches: list[Batch]) -> None:
+        """Hear of all micro-batches of an optimizer step, before the points of the first are asked for."""
+        ...
+
     def state(self) -> dict[str, Tensor]: ...
 
     def restore(self, state: dict[str, Tensor]) -> None: ...
+
+    def mark(self) -> Any:
+        """What `back_to` needs to take an optimizer step again as if it had not been tried."""
+        ...
+
+    def back_to(self, mark: Any) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -34,11 +44,20 @@ class Stateless:
     def __call__(self, batch: Batch) -> Points:
         return self.place(batch)
 
+    def prepare(self, batches: list[Batch]) -> None:
+        """Nothing to prepare."""
+
     def state(self) -> dict[str, Tensor]:
         return {}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Nothing to restore."""
+
+    def mark(self) -> None:
+        """Nothing to remember."""
+
+    def back_to(self, mark: None) -> None:
+        """Nothing to forget."""
 
 
 def make_placer(
@@ -49,7 +68,7 @@ def make_placer(
         share = Share(
             train.batch_size, train.gradient_accumulation_steps, accelerator.process_index, accelerator.num_processes
         )
-        return ReplayBuffer(points, backbone, share, accelerator.gather)
+        return ReplayBuffer(points, backbone, share, accelerator.gather, steady=train.compile)
     if isinstance(points, Inverted):
         return Stateless(lambda batch: points(batch, backbone.schedule, backbone.predict))
     return Stateless(lambda batch: points(batch, backbone.schedule))

@@ -21,6 +21,7 @@ from diffpref.train.config_file import from_yaml, to_yaml
 FREE_TO_CHANGE = {"checkpointing_steps", "checkpoints_total_limit", "checkpoints_keep_every"}
 FREE_TO_CHANGE |= {"logging_steps", "max_steps"}
 FREE_TO_CHANGE |= {"batch_size", "gradient_accumulation_steps"}
+FREE_TO_CHANGE |= {"gradient_checkpointing", "compile", "channels_last", "offload_ema", "sampled_at_once"}  # last bits
 SPEEDS = ("pairs_per_second", "data_wait", "checkpoint_wait")  # all of metrics.jsonl that depends on the machine
 SCORE = "validation_score"  # in metrics.jsonl: the mean by the first scorer; with _NAME behind it that by each
 

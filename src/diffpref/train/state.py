@@ -193,9 +193,9 @@ class RunState:
             self._restore(found)
             self.step = self.kept = found.step
             self.non_finite, self.beta, self.looked = (found.state[key] for key in ("non_finite", "beta", "looked"))
-            self.skipped = found.state["skipped"]
+            self.skipped = found.state.get("skipped", 0)
             self._guard.restore(found.state["guard"])
-            if self.spikes:
+            if self.spikes and found.state.get("spikes"):
                 self.spikes.restore(found.state["spikes"])
             self._place.restore(found.extra.get("points", {}))
             if self._accelerator.scaler:
