@@ -49,6 +49,7 @@ ALLOWED: dict[str, set[str]] = {
         "points",
         "reference",
         "data.schema",
+        "data.store",
         "train.config",
     },
     "data": {

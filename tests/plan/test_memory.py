@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from diffpref.data.ahead import Ahead
 from diffpref.models import folder
 from diffpref.models.loading import DTYPES, load_backbone
+from diffpref.models.speed import checkpoint_activations
 from diffpref.plan.estimate import Planner, optimizer_bytes
 from diffpref.plan.ledger import bytes_of, held
 from diffpref.presets import preset
@@ -45,8 +46,7 @@ def measured(config) -> int:
     backbone = load_backbone(config.model, accelerator.device, dtype, trainable=True)
     loader = open_preferences(config, backbone, accelerator)[0]
     reference = adapters_off(backbone) if config.model.lora_rank else frozen_copy(backbone)
-    if config.train.gradient_checkpointing:
-        backbone.net.enable_gradient_checkpointing()
+    checkpoint_activations(backbone.net, config.train.gradient_checkpointing)
     optimizer = make_optimizer([p for p in backbone.net.parameters() if p.requires_grad], config.train)
     place = make_placer(config.points, backbone, reference, config.train, accelerator)
     net, optimizer = accelerator.prepare(backbone.net, optimizer)
@@ -66,7 +66,7 @@ def planned(config) -> int:
         return Planner(config, "cpu").memory().peak
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("checkpointing", [False, "selective", True], ids=["kept", "selective", "checkpointed"])
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("batch", [2])

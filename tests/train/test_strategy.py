@@ -64,6 +64,8 @@ def test_zero_is_asked_for_once_and_hidden_from_accelerate(monkeypatch):
         ({"FSDP_OFFLOAD_PARAMS": "true"}, {}, "fsdp_offload_params"),
         ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, {}, "train.gradient-checkpointing"),
         ({}, {"mixed_precision": "fp16"}, "train.mixed_precision"),
+        ({}, {"channels_last": True}, "train.channels_last"),
+        ({}, {"reference_cache": 2}, "train.reference_cache"),
         ({}, {"optimizer": "adafactor"}, "adamw, schedule_free"),
         ({}, {"optimizer": "adamw8bit"}, "train.optimizer"),
     ],

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from diffpref.data.store import images_at_once
 from diffpref.models.loading import DTYPES, load_backbone
 from diffpref.plan.gpus import Gpu
 from diffpref.plan.ledger import bytes_of, held
@@ -28,7 +29,6 @@ from diffpref.train.config import Config
 
 CONTEXT = 1_000_000_000  # of a GPU's memory; assumed: CUDA's context and kernels, and workspaces of cuBLAS and cuDNN
 TIMES = 1000  # of training schedules
-IMAGE_BATCH = 16  # images that the store's building encodes at once
 DRAWN = 8  # validation images that are decoded at once
 
 
@@ -37,7 +37,7 @@ class Memory:
     """Bytes on the GPU by part. Not all parts are at their most at the same time; `peak` is the most of all.
 
     activations: what the policy's forward keeps for the backward pass, casts of weights included. encoders: VAE and
-    text encoders, where training has them on the GPU. ema: on the CPU.
+    text encoders, where training has them on the GPU. ema: in `peak` too, unless it is offloaded to the CPU.
     """
 
     weights: int
@@ -106,7 +106,9 @@ class Planner:
         accumulates = train.gradient_accumulation_steps > 1 if accumulates is None else accumulates
         before = step.gradients if accumulates else 0
         encoders = self.encoder_bytes if self.has_encoders else 0
+        average = 4 * sum(math.prod(shape) for shape in self.trained) if train.ema else 0
         standing = step.weights + step.reference + state + encoders + self._context
+        standing += 0 if train.offload_ema else average
         moments = [step.peak + before, step.gradients + working]
         if self.draws:
             moments.append(run_decoding(self.config, self.backbone, min(DRAWN, self.config.validation.images)))
@@ -119,7 +121,7 @@ class Planner:
             encoders=encoders,
             context=self._context,
             peak=standing + max(moments),
-            ema=4 * sum(math.prod(shape) for shape in self.trained) if train.ema else 0,
+            ema=average,
         )
 
     @property
@@ -140,7 +142,8 @@ class Planner:
     @cached_property
     def building(self) -> int:
         """The peak of building the store by itself (`diffpref data cache`), which loads the network too."""
-        peak = run_encoding(self.backbone, self.config.data.resolution, IMAGE_BATCH).peak
+        side = self.config.data.resolution
+        peak = run_encoding(self.backbone, side, images_at_once((side, side))).peak
         return bytes_of(held(self.backbone.net)) + self.encoder_bytes + peak + CONTEXT
 
     @cached_property

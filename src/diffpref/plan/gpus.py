@@ -45,12 +45,12 @@ ASSUMED_MFU = {"sd": 0.31, "sdxl": 0.31, "sd3": 0.35, "flux": 0.4, "qwenimage": 
 
 
 def gpu(name: str) -> Gpu:
-    """The GPU of a name, in any spelling of case, spaces and hyphens, or of a part that is but one's.
+    """The GPU of a name, in any spelling of case, spaces and hyphens, or of an end that is but one's (4090).
 
     Raises UserError with the nearest name.
     """
     plain = {_plain(known): known for known in GPUS}
-    fitting = [known for known in plain if _plain(name) and _plain(name) in known]
+    fitting = [known for known in plain if _plain(name) and known.endswith(_plain(name))]
     if _plain(name) not in plain and len(fitting) != 1:
         raise UserError(f"--gpu: unknown {name!r}: {nearest(name.lower().replace(' ', '-'), GPUS)}")
     return GPUS[plain[_plain(name) if _plain(name) in plain else fitting[0]]]

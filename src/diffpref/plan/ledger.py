@@ -64,6 +64,10 @@ class Ledger(TorchDispatchMode):
             self._note(tensor, counted=False)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._overloadpacket not in FORMULAS:
+            with self:  # in inference mode, products come as parts of larger operations
+                if (made := func.decompose(*args, **(kwargs or {}))) is not NotImplemented:
+                    return made
         found = func(*args, **(kwargs or {}))
         if formula := FORMULAS.get(func._overloadpacket):
             self.flops += formula(*args, **(kwargs or {}), out_val=found)

@@ -11,6 +11,7 @@ from torch import Tensor
 from diffpref.models.flux import Flux
 from diffpref.models.loading import DTYPES
 from diffpref.models.sd3 import StableDiffusion3
+from diffpref.models.speed import checkpoint_activations
 from diffpref.models.text import TextPart
 from diffpref.plan.ledger import BLOCK, Ledger, bytes_of, held
 from diffpref.plan.rules import Device, Rules
@@ -58,7 +59,8 @@ def run_step(config: Config, backbone: Any, device: Device = "cuda") -> Step:
     known = held(net)
     apart = config.model.lora_rank == 0 or train.reference_decay is not None  # it is a network of its own
     reference = config.objective.needs_reference
-    checkpoint(net, train)
+    net.disable_gradient_checkpointing()
+    checkpoint_activations(net, train.gradient_checkpointing)
     if train.gradient_accumulation_steps > 1:
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)
@@ -103,14 +105,6 @@ def _backward(loss: Tensor) -> None:
     engine.run_backward(
         (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
     )
-
-
-def checkpoint(net: Any, train: Any) -> None:
-    """Turn gradient checkpointing on or off as `train.gradient_checkpointing` says."""
-    if train.gradient_checkpointing:
-        net.enable_gradient_checkpointing()
-    else:
-        net.disable_gradient_checkpointing()
 
 
 @dataclass(frozen=True)

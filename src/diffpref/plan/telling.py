@@ -78,7 +78,7 @@ def _memory(plan: Plan) -> list[tuple[str, str, str]]:
         ("peak of building the store", plan.building, "`data cache`, or the start of training without a store"),
     ]
     if memory.ema:
-        rows.append(("EMA, on the CPU", memory.ema, ""))
+        rows.insert(4, ("EMA", memory.ema, "on the CPU" if config.train.offload_ema else ""))
     return [(name, f"{size / 1e9:.2f}", remark) for name, size, remark in rows]
 
 

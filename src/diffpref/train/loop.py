@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ from diffpref.train.optimizers import check_optimizer, make_optimizer
 from diffpref.train.placing import InStep, make_placer, samples
 from diffpref.train.preferences import open_dataset, open_preferences
 from diffpref.train.profiling import Profiler, unmeasured
+from diffpref.train.reference_cache import with_reference_errors
 from diffpref.train.run_folder import RunFolder
 from diffpref.train.state import RunState
 from diffpref.train.step import Learner
@@ -75,7 +77,9 @@ def _train(config: Config, resume: bool, profile: int, stop: Stop) -> Path:
     loader, heldout, choice = open_preferences(config, backbone, accelerator, dataset)
     quick = partial(_made_quick, train=config.train, device=accelerator.device, sharded=strategy.sharded)
     reference, moving = None, None
-    if config.train.reference_decay is not None:
+    if config.train.reference_cache:  # then the network itself does not stay in memory
+        loader, heldout = with_reference_errors(config, backbone, accelerator, loader, heldout)
+    elif config.train.reference_decay is not None:
         reference = moving = MovingReference(backbone, config.train.reference_decay, quick, strategy.copy)
     elif config.objective.needs_reference:
         lora = config.model.lora_rank > 0
@@ -109,7 +113,7 @@ def _train(config: Config, resume: bool, profile: int, stop: Stop) -> Path:
         """Validate, on the main process; the others wait. Whether the score is the best so far, in every process."""
         best, cut = False, False
         heldout_found, drawn_found = {}, {}
-        uncompiled = torch.compiler.set_stance("force_eager")  # its batches have sizes of their own
+        uncompiled = _uncompiled(config.train)
         # what others are taking part in is finished
         cutting = contextlib.nullcontext() if strategy.sharded else stop.at_once()
         try:  # cut while the weights are the shown ones, which are put back then
@@ -208,6 +212,11 @@ def _refuse_samplers(config: Config) -> None:
     if isinstance(config.points, Replay):
         refuse_sampler(config.points.sampler, scheduler, "points.sampler")
     from_scheduler_config(scheduler)  # refuses an unknown prediction type
+
+
+def _uncompiled(train: TrainConfig) -> AbstractContextManager[Any]:
+    """For what has batches of other sizes, each of which would be compiled for."""
+    return torch.compiler.set_stance("force_eager") if train.compile else contextlib.nullcontext()
 
 
 def _made_quick(net: torch.nn.Module, train: TrainConfig, device: torch.device, sharded: bool) -> None:

@@ -198,6 +198,10 @@ def _check_fsdp(train: TrainConfig) -> None:
         raise UserError("fsdp_activation_checkpointing: use --train.gradient-checkpointing true instead")
     if train.mixed_precision == "fp16":
         raise UserError("train.mixed_precision: fp16 is not supported under FSDP2; use bf16 or no")
+    if train.reference_cache:
+        raise UserError(
+            "train.reference_cache: under FSDP2 no process has the whole network on its device; leave it out"
+        )
     if train.channels_last:
         raise UserError("train.channels_last: FSDP2 splits weights in their usual layout alone; leave it out")
     if train.optimizer not in SPLITS:
