@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -65,6 +66,8 @@ def _train(config: Config, resume: bool, profile: int, stop: Stop) -> Path:
     weights = weights_dtype(config.train.mixed_precision, accelerator.device)
     check_optimizer(config.train)
     strategy = make_strategy(accelerator, config.train, zero)
+    if not accelerator.is_main_process:
+        log.setLevel(logging.ERROR)  # what is said of model and dataset is the same in all processes
     run = RunFolder(Path(config.output_dir))
     if accelerator.is_main_process:
         run.refuse_if_taken(config, resume)
@@ -74,6 +77,8 @@ def _train(config: Config, resume: bool, profile: int, stop: Stop) -> Path:
     torch.manual_seed(config.train.seed)  # the adapters' first values; samples draw from their own generators
     with strategy.loading():
         backbone = load_backbone(config.model, accelerator.device, weights, trainable=True)
+    if not accelerator.is_main_process:
+        log.setLevel(logging.WARNING)  # of rows, each process warns of its own
     loader, heldout, choice = open_preferences(config, backbone, accelerator, dataset)
     quick = partial(_made_quick, train=config.train, device=accelerator.device, sharded=strategy.sharded)
     reference, moving = None, None

@@ -89,7 +89,7 @@ class RunState:
             return
         self.skipped += 1
         names = ", ".join(taken.items) or "no single sample's gradient"
-        log.warning("step %d is %s and was not applied (%s)", self.step, taken.skipped, names)
+        self._warn(f"step {self.step} is {taken.skipped} and was not applied ({names})")
         if self._accelerator.is_main_process:
             self._run.log({"step": self.step, "skipped": taken.skipped, "items": list(taken.items)})
         if taken.skipped == NOT_FINITE:
@@ -97,6 +97,11 @@ class RunState:
         if self.non_finite >= NON_FINITE_LIMIT:
             found = f"{self.non_finite} steps in a row were not finite, the last at step {self.step}: {names}"
             raise RunError(found)
+
+    def _warn(self, text: str) -> None:
+        """Say once what all processes see."""
+        if self._accelerator.is_main_process:
+            log.warning("%s", text)
 
     def average(self) -> None:
         """Take the weights after a step into their average, and let the reference follow them."""
@@ -121,7 +126,7 @@ class RunState:
             return
         verdict = self._guard.observe(self.step, policy, reference)
         if verdict == "warn":
-            log.warning("%s", self._guard.message)
+            self._warn(self._guard.message)
         elif verdict == "stop":
             raise RunError(self._guard.message)
         elif verdict == "rollback" and self._guard.good is not None:
@@ -130,7 +135,7 @@ class RunState:
             if found is None:
                 raise RunError(f"{self._guard.message}; the checkpoint of step {self._guard.good} is damaged")
             self._restore(found)
-            log.warning("%s; back to the weights of step %d", self._guard.message, found.step)
+            self._warn(f"{self._guard.message}; back to the weights of step {found.step}")
 
     def keep(self, planned: bool = True) -> None:
         """Take a checkpoint, on the main process; it is written while the training goes on. Others give their parts.
