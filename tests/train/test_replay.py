@@ -193,7 +193,7 @@ def run(
     """
     buffers = first or [ReplayBuffer(points, backbone, share) for share in shares]
     items, found = shares[0].size * shares[0].micros * shares[0].processes, []
-    begun = buffers[0].calls // shares[0].micros
+    begun = buffers[0].seen // shares[0].items
     for step in range(begun, begun + steps):
         here = {}
         for buffer, share in zip(buffers, shares, strict=True):

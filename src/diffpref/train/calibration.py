@@ -37,7 +37,7 @@ def calibrated_objective(learner: Learner) -> Objective:
         raise ValueError("a beta on a reference's scale needs a reference")
     place = Paired() if learner.data.loader.items == "pairs" else Independent()
     errors = []
-    for micro in range(learner.train.gradient_accumulation_steps):
+    for micro in range(learner.micros):
         points = place(learner.data.loader.batch(learner.places(0, micro)), learner.policy.schedule)
         with learner.accelerator.autocast():
             known = learner.reference(points.x_t, points.t, points.cond)

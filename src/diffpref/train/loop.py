@@ -28,6 +28,7 @@ from diffpref.schedules import from_scheduler_config
 from diffpref.train import validation
 from diffpref.train.calibration import calibrated_objective, wants_calibration
 from diffpref.train.config import Config
+from diffpref.train.fitting import settled, taken
 from diffpref.train.optimizers import check_optimizer, make_optimizer
 from diffpref.train.placing import make_placer
 from diffpref.train.preferences import open_dataset, open_preferences
@@ -76,6 +77,7 @@ def train(config: Config, resume: bool = False) -> Path:
     policy = backbone.with_net(net)
     data = Ahead(loader)
     learner = Learner(accelerator, policy, reference, place, data, config.objective, config.train)
+    learner = settled(learner, config, state, optimizer)
     if wants_calibration(config.objective):
         learner = replace(learner, objective=state.objective(lambda: calibrated_objective(learner)))
 
@@ -111,7 +113,7 @@ def train(config: Config, resume: bool = False) -> Path:
         with bar:
             while state.step < config.train.max_steps:
                 state.set_learning_rate()
-                entry, offenders, finite = learner.step(state.step, optimizer)
+                learner, (entry, offenders, finite) = taken(learner, config, state, optimizer)
                 state.step += 1
                 state.non_finite = 0 if finite else _refused(state, offenders)
                 if finite:

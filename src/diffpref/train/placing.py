@@ -24,6 +24,12 @@ class Placer(Protocol):
 
     def restore(self, state: dict[str, Tensor]) -> None: ...
 
+    def mark(self) -> Any:
+        """What `back_to` needs to take an optimizer step again as if it had not been tried."""
+        ...
+
+    def back_to(self, mark: Any) -> None: ...
+
 
 @dataclass(frozen=True)
 class Stateless:
@@ -39,6 +45,12 @@ class Stateless:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Nothing to restore."""
+
+    def mark(self) -> None:
+        """Nothing to remember."""
+
+    def back_to(self, mark: None) -> None:
+        """Nothing to forget."""
 
 
 def make_placer(

@@ -33,8 +33,13 @@ class Share:
     process: int = 0
     processes: int = 1
 
+    @property
+    def items(self) -> int:
+        """How many items of an optimizer step are this process's."""
+        return self.size * self.micros
+
     def places(self, process: int) -> list[int]:
-        """A process's places in the effective batch, as its micro-batches take them."""
+        """A process's places in the effective batch, in the order in which it takes them."""
         starts = [(micro * self.processes + process) * self.size for micro in range(self.micros)]
         return [start + row for start in starts for row in range(self.size)]
 
@@ -86,6 +91,15 @@ class Kept:
         return {name: kept[places, at % kept.shape[1]] for name, kept in self.tensors.items()}
 
 
+@dataclass(frozen=True)
+class Mark:
+    """Where a buffer stood: items seen, the copied policy, and how many trajectories each place had."""
+
+    seen: int
+    copies: dict[str, Tensor]
+    kept: Kept
+
+
 class ReplayBuffer:
     """Makes points from expert images by a policy that samples for itself, micro-batch after micro-batch.
 
@@ -100,7 +114,7 @@ class ReplayBuffer:
         check_sampler(points.sampler, backbone.schedule)
         self.points, self.backbone, self.share, self.gather = points, backbone, share, gather or (lambda own: own)
         self.trained = {name: value for name, value in backbone.net.named_parameters() if value.requires_grad}
-        self.calls = 0
+        self.seen = 0  # items of this process
         self.copies: dict[str, Tensor] = {}
         self.kept = Kept()
         self._sampled_with, self._empty = backbone, None
@@ -116,9 +130,9 @@ class ReplayBuffer:
         if len(batch.latents) != (2 if points.takes_pairs else 1) * items:
             kind = "pairs" if points.takes_pairs else "single images"
             raise ValueError(f"these replay points need {kind}, not {len(batch.latents)} rows for {items} items")
-        step, micro = divmod(self.calls, self.share.micros)
-        self.calls += 1
-        if micro == 0 and points.policy_copy_steps > 1 and step % points.policy_copy_steps == 0:
+        step, first = divmod(self.seen, self.share.items)  # of its items of this step, the first of this micro-batch
+        self.seen += items
+        if first == 0 and points.policy_copy_steps > 1 and step % points.policy_copy_steps == 0:
             self.copies = {name: value.detach().clone() for name, value in self.trained.items()}
         offline = torch.tensor([uniform(draw, "offline") < points.offline_share for draw in batch.draw])
         online = (~offline).nonzero().flatten()
@@ -127,9 +141,8 @@ class ReplayBuffer:
             found = self._fresh(experts)
         else:
             if not self.kept.tensors:
-                places = self.share.size * self.share.micros
-                self.kept = Kept.of(places, points.trajectories, experts, points.steps, self._dtype_of_t())
-            found = self._replayed(experts, micro * self.share.size + online, step % points.refresh_steps == 0)
+                self.kept = Kept.of(self.share.items, points.trajectories, experts, points.steps, self._dtype_of_t())
+            found = self._replayed(experts, first + online, step % points.refresh_steps == 0)
 
         def put(rows: Tensor, values: Tensor) -> Tensor:
             return rows.index_copy(0, online.to(rows.device), values.to(rows))
@@ -154,7 +167,7 @@ class ReplayBuffer:
     def state(self) -> dict[str, Tensor]:
         """All that the next points depend on, of all processes: every process must call it. After whole steps only."""
         kept = {"count": self.kept.count, **self.kept.tensors} if self.kept.tensors else {}
-        found = {"step": torch.tensor(self.calls // self.share.micros)}
+        found = {"step": torch.tensor(self.seen // self.share.items)}
         found |= {f"policy.{name}": value.cpu() for name, value in self.copies.items()}
         order = torch.tensor([place for p in range(self.share.processes) for place in self.share.places(p)]).argsort()
         for name, own in kept.items():
@@ -163,7 +176,7 @@ class ReplayBuffer:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on from a `state`, whatever the processes and micro-batches were that made it."""
-        self.calls = int(state["step"]) * self.share.micros
+        self.seen = int(state["step"]) * self.share.items
         self.copies = {
             name: state[f"policy.{name}"].to(value.device)
             for name, value in self.trained.items()
@@ -174,6 +187,18 @@ class ReplayBuffer:
         self.kept = Kept()
         if kept:
             self.kept = Kept(count=kept.pop("count"), tensors=kept)
+
+    def mark(self) -> Mark:
+        """Where this stands before an optimizer step, for `back_to`."""
+        return Mark(self.seen, dict(self.copies), Kept(self.kept.tensors, self.kept.count.clone()))
+
+    def back_to(self, mark: Mark) -> None:
+        """Forget what came since, to take the same step again with the same weights.
+
+        New trajectories that were kept are not taken out: they stand where the same items will put theirs again.
+        """
+        self.seen, self.copies = mark.seen, dict(mark.copies)
+        self.kept = Kept(mark.kept.tensors, mark.kept.count.clone())
 
     def _fresh(self, experts: Batch) -> Rows:
         """A point of each item's own new trajectory, sampled no further than to there."""

@@ -19,7 +19,8 @@ from diffpref.train.config_file import from_yaml, to_yaml
 # What may change between a run and its continuation without making it another run.
 # The batch may be split otherwise: `resume` compares what the parts multiply to.
 FREE_TO_CHANGE = {"checkpointing_steps", "checkpoints_total_limit", "logging_steps", "max_steps"}
-FREE_TO_CHANGE |= {"batch_size", "gradient_accumulation_steps"}
+FREE_TO_CHANGE |= {"batch_size", "gradient_accumulation_steps", "micro_batch", "halve_on_out_of_memory"}
+FREE_TO_CHANGE |= {"gradient_checkpointing"}  # what helps a run that ran out of memory
 SCORE = "validation_score"  # in metrics.jsonl: the mean by the first scorer; with _NAME behind it that by each
 
 

@@ -41,6 +41,7 @@ class RunState:
     ) -> None:
         self.step, self.non_finite = 0, 0
         self.beta: float | None = None  # what `auto` was found to be
+        self.split: dict[str, Any] | None = None  # how many items go through the networks at once: see fitting.py
         self._config, self._run, self._accelerator = config, run, accelerator
         self._net, self._optimizer, self._place = backbone.net, optimizer, place
         train = config.train
@@ -109,7 +110,7 @@ class RunState:
         if self._accelerator.is_main_process:
             scaler = self._accelerator.scaler.state_dict() if self._accelerator.scaler else None
             state = {"items_per_step": self._items, "non_finite": self.non_finite, "scaler": scaler, "beta": self.beta}
-            state["guard"] = self._guard.state()
+            state |= {"guard": self._guard.state(), "split": self.split}
             extra = {"points": points}
             extra["ema"] = self._ema.state() if self._ema else {}
             extra["reference"] = self._reference.state() if self._reference else {}
@@ -134,6 +135,7 @@ class RunState:
                 )
             self._restore(found)
             self.step, self.non_finite, self.beta = found.step, found.state["non_finite"], found.state["beta"]
+            self.split = found.state.get("split")
             self._guard.restore(found.state["guard"])
             self._place.restore(found.extra.get("points", {}))
             if self._accelerator.scaler:

@@ -20,7 +20,7 @@ from diffpref.objectives import Objective
 from diffpref.safeguard import safeguarded
 from diffpref.train.config import TrainConfig
 from diffpref.train.placing import Placer
-from diffpref.types import Backbone, Outputs, Points, Predict
+from diffpref.types import Backbone, Batch, Metrics, Outputs, Points, Predict
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,11 @@ class Look:
 
 @dataclass(frozen=True)
 class Learner:
-    """What an optimizer step takes. policy: with its net as accelerate prepared it."""
+    """What an optimizer step takes.
+
+    policy: with its net as accelerate prepared it. at_once: how many of this process's items of an optimizer step go
+    through the networks at once, a divisor of their number; `train.batch_size` when not given.
+    """
 
     accelerator: Accelerator
     policy: Backbone
@@ -43,6 +47,17 @@ class Learner:
     data: Ahead
     objective: Objective
     train: TrainConfig
+    at_once: int | None = None
+
+    @property
+    def micro(self) -> int:
+        """The items of a micro-batch."""
+        return self.at_once or self.train.batch_size
+
+    @property
+    def micros(self) -> int:
+        """How many micro-batches an optimizer step has in this process."""
+        return self.train.batch_size * self.train.gradient_accumulation_steps // self.micro
 
     @property
     def items(self) -> int:
@@ -51,23 +66,14 @@ class Learner:
 
     def step(self, number: int, optimizer: Any) -> tuple[dict[str, float], list[str], bool]:
         """Step `number` (from 0): what it logs, the items whose loss was not finite, and whether it was applied."""
-        micros = self.train.gradient_accumulation_steps
+        micros = self.micros
         waiting = self._gain_ahead(number) if self.objective.needs_mean_gain and micros > 1 else None
         seen: dict[str, list[Tensor]] = {}
         offenders: list[str] = []
         for micro in range(micros):
             with self._synchronised(last=micro == micros - 1):
                 look = waiting.looks[micro] if waiting else self.look(number, micro)
-                outputs = self._examine(look)
-                if self.objective.needs_mean_gain:
-                    mean = waiting.mean if waiting else self._mean([outputs])
-                    outputs = replace(outputs, mean_gain=mean)
-                if self.train.sdpo_mu is not None:
-                    outputs = safeguarded(outputs, self.train.sdpo_mu)
-                losses, metrics = self.objective(outputs)
-                # DDP averages over processes what it should sum
-                total = (losses * look.points.weight).sum() / self.items * self.accelerator.num_processes
-                self.accelerator.backward(total)
+                losses, metrics = self.descend(look, waiting.mean if waiting else None)
             offenders += [name for name, fine in zip(look.names, losses.isfinite().tolist(), strict=True) if not fine]
             for name, values in {"loss": losses.detach(), **metrics}.items():
                 seen.setdefault(name, []).append(values)
@@ -83,17 +89,35 @@ class Learner:
         optimizer.zero_grad()
         return entry, offenders, finite
 
+    def descend(self, look: Look, mean_gain: Tensor | None = None) -> tuple[Tensor, Metrics]:
+        """Add the gradient of a micro-batch; its losses and metrics, one for each item. mean_gain: of all items."""
+        outputs = self._examine(look)
+        if self.objective.needs_mean_gain:
+            outputs = replace(outputs, mean_gain=self._mean([outputs]) if mean_gain is None else mean_gain)
+        if self.train.sdpo_mu is not None:
+            outputs = safeguarded(outputs, self.train.sdpo_mu)
+        losses, metrics = self.objective(outputs)
+        # DDP averages over processes what it should sum
+        total = (losses * look.points.weight).sum() / self.items * self.accelerator.num_processes
+        self.accelerator.backward(total)
+        return losses, metrics
+
     def places(self, number: int, micro: int) -> list[int]:
-        """The places of this process's items in a micro-batch."""
-        size, shares = self.train.batch_size, self.accelerator.num_processes
-        first = number * self.items + (micro * shares + self.accelerator.process_index) * size
-        return list(range(first, first + size))
+        """The places of this process's items in a micro-batch.
+
+        Which places of an optimizer step are this process's is decided by `batch_size`, whatever `micro` is.
+        """
+        size, shares, process = self.train.batch_size, self.accelerator.num_processes, self.accelerator.process_index
+        own = range(micro * self.micro, (micro + 1) * self.micro)
+        return [number * self.items + (item // size * shares + process) * size + item % size for item in own]
 
     def look(self, number: int, micro: int) -> Look:
         """The points of a micro-batch and what the reference predicts there."""
-        last = micro + 1 == self.train.gradient_accumulation_steps
-        after = (number + 1, 0) if last else (number, micro + 1)
-        batch = self.data.batch(self.places(number, micro), lambda: self.places(*after))
+        after = (number + 1, 0) if micro + 1 == self.micros else (number, micro + 1)
+        return self.see(self.data.batch(self.places(number, micro), lambda: self.places(*after)))
+
+    def see(self, batch: Batch) -> Look:
+        """The points of a batch and what the reference predicts there."""
         with self.accelerator.autocast():
             points = self.place(batch)
             if self.train.snr_gamma is not None:
@@ -109,7 +133,7 @@ class Learner:
 
     def _gain_ahead(self, number: int) -> _Waiting:
         """All micro-batches' looks and their mean gain: one more forward of the policy, without gradients."""
-        looks = [self.look(number, micro) for micro in range(self.train.gradient_accumulation_steps)]
+        looks = [self.look(number, micro) for micro in range(self.micros)]
         with torch.no_grad():
             return _Waiting(looks, self._mean([self._examine(look) for look in looks]))
 
