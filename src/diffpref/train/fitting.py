@@ -158,7 +158,7 @@ def _fullest(learner: Learner, number: int, micro: int) -> Batch:
 
 def _stand_ins(optimizer: Any, name: str) -> list[torch.Tensor]:
     """Tensors of the size of the optimizer's state, as long as it has none."""
-    if optimizer.state:
+    if any(optimizer.state.values()):  # schedule-free's has an empty entry for each
         return []
     count, dtype = KEPT[name]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
