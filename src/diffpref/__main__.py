@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 
-from diffpref.errors import RunError, UserError, nearest
+from diffpref.errors import LostProcessError, RunError, UserError, nearest
 
 COMMANDS = {
     "demo": "align the embedded model on the embedded preferences and measure it",
@@ -52,6 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except RunError as error:
         print(f"diffpref: {error}", file=sys.stderr)
+        if isinstance(error, LostProcessError):
+            sys.stderr.flush()
+            os._exit(1)
         return 1
     except BrokenPipeError:  # whoever reads our output has enough of it, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

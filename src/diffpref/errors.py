@@ -30,3 +30,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 class RunError(Exception):
     """A run cannot go on, through no fault of the input. Its message is one line; the command ends with exit code 1."""
+
+
+class LostProcessError(RunError):
+    """Another process of the run is gone. The command ends without any farewell, which might wait for that one."""

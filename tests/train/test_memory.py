@@ -90,7 +90,10 @@ def test_only_the_last_micro_batch_fails_and_nothing_is_counted_twice(pipeline, 
             patch.setattr(DRO, "__call__", objective)
             return train(replace(chosen, objective=DRO(margin=5.0), points=points))
 
-    whole, halved = run("whole", set()), run("halved", {6})  # the second micro-batch of the third step, which samples anew
+    whole, halved = (
+        run("whole", set()),
+        run("halved", {6}),
+    )  # in the third step, which samples anew
     close(halved, whole)
     mine, other = newest(halved / "checkpoints")[0].extra["points"], newest(whole / "checkpoints")[0].extra["points"]
     assert set(mine) == set(other) and int(mine["step"]) == 3

@@ -30,6 +30,7 @@ def _check_numbers(config: Config) -> None:
         "train.gradient_accumulation_steps": train.gradient_accumulation_steps,
         "train.micro_batch": train.micro_batch,
         "train.learning_rate": train.learning_rate,
+        "train.process_timeout": train.process_timeout,
         "train.logging_steps": train.logging_steps,
         "train.snr_gamma": train.snr_gamma,
         "guard.share": guard.share,

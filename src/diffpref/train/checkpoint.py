@@ -7,7 +7,9 @@ and counters) and `manifest.json` (SHA-256 of each). Nothing is pickled.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Set
@@ -20,7 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffpref.files import flush, sha256
+from diffpref.errors import RunError
+from diffpref.files import disk_full, flush, no_room, sha256
 from diffpref.train.optimizers import trained_parameters
 
 MANIFEST = "manifest.json"
@@ -43,6 +46,12 @@ class Checkpoint:
     layout: dict[str, Any]
     state: dict[str, Any]
     extra: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """The bytes of its tensors, which are all but some thousand of those of its files."""
+        parts = (self.weights, self.optimizer, *self.extra.values())
+        return sum(tensor.nbytes for part in parts for tensor in part.values())
 
 
 def capture(
@@ -85,21 +94,21 @@ def restore(checkpoint: Checkpoint, net: torch.nn.Module, optimizer: torch.optim
 def save(folder: Path, checkpoint: Checkpoint, keep: int, protected: Set[int] = frozenset()) -> Path:
     """Write `folder/step-N` and, once it is complete, remove the oldest beyond `keep` (0 keeps all).
 
-    protected: steps whose checkpoints stay, however old.
+    protected: steps whose checkpoints stay, however old. Raises RunError where it does not fit on the disk; nothing of
+    it is left then.
     """
     target = folder / f"step-{checkpoint.step}"
     part = folder / f".{target.name}-{uuid.uuid4().hex[:8]}.part"
-    part.mkdir(parents=True)
-    save_file(checkpoint.weights, part / "weights.safetensors")
-    save_file(checkpoint.optimizer, part / "optimizer.safetensors", {"layout": json.dumps(checkpoint.layout)})
-    for name, tensors in checkpoint.extra.items():
-        save_file(tensors, part / f"{name}.safetensors")
-    state = {**checkpoint.state, "step": checkpoint.step}
-    (part / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-    sums = {path.name: sha256(path) for path in sorted(part.iterdir())}
-    (part / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
-    for path in [*part.iterdir(), part]:
-        flush(path)
+    try:
+        part.mkdir(parents=True)
+        if shutil.disk_usage(part).free < checkpoint.size:  # seen before all the room that there is has been taken
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        _write(part, checkpoint)
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if disk_full(error):
+            raise RunError(_too_large(folder, checkpoint)) from error
+        raise
     if target.exists():
         shutil.rmtree(target)
     part.rename(target)
@@ -111,6 +120,29 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int, protected: Set[int] = 
     for leftover in folder.glob(".step-*.part"):
         shutil.rmtree(leftover, ignore_errors=True)
     return target
+
+
+def _too_large(folder: Path, checkpoint: Checkpoint) -> str:
+    stays = [step for step, _ in _complete(folder)]
+    before = f"that of step {stays[-1]} stays" if stays else "there is none before it"
+    return (
+        f"the checkpoint of step {checkpoint.step} needs {checkpoint.size:,} bytes: {no_room(folder)}; {before}: make "
+        "room (train.checkpoints_total_limit 1 keeps one at a time), then add --resume"
+    )
+
+
+def _write(part: Path, checkpoint: Checkpoint) -> None:
+    """Fill a folder with a checkpoint's files, down to the disk."""
+    save_file(checkpoint.weights, part / "weights.safetensors")
+    save_file(checkpoint.optimizer, part / "optimizer.safetensors", {"layout": json.dumps(checkpoint.layout)})
+    for name, tensors in checkpoint.extra.items():
+        save_file(tensors, part / f"{name}.safetensors")
+    state = {**checkpoint.state, "step": checkpoint.step}
+    (part / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+    sums = {path.name: sha256(path) for path in sorted(part.iterdir())}
+    (part / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+    for path in [*part.iterdir(), part]:
+        flush(path)
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[Path]]:

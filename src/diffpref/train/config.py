@@ -113,6 +113,8 @@ class TrainConfig:
     memory."""
     halve_on_out_of_memory: bool = True
     """Where memory runs out in a step, take it again with half as many items at once. With one process alone."""
+    process_timeout: float = 1800.0
+    """Seconds for which processes of a run wait for one another; then they take the others for hung, and end."""
     learning_rate: float = 1e-8
     """The learning rate after warm-up."""
     scale_lr: bool = False

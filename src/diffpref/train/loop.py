@@ -18,6 +18,7 @@ from diffpref.data.ahead import Ahead
 from diffpref.data.choice import Choice
 from diffpref.data.loader import Loader
 from diffpref.errors import RunError
+from diffpref.files import made_beside
 from diffpref.models.loading import check_model, load_backbone, scheduler_config_of, weights_dtype
 from diffpref.points import Replay
 from diffpref.progress import Bar
@@ -28,10 +29,12 @@ from diffpref.schedules import from_scheduler_config
 from diffpref.train import validation
 from diffpref.train.calibration import calibrated_objective, wants_calibration
 from diffpref.train.config import Config
+from diffpref.train.faults import told
 from diffpref.train.fitting import settled, taken
 from diffpref.train.optimizers import check_optimizer, make_optimizer
 from diffpref.train.placing import make_placer
 from diffpref.train.preferences import open_dataset, open_preferences
+from diffpref.train.processes import end_with_launcher, waiting_at_most
 from diffpref.train.run_folder import RunFolder
 from diffpref.train.state import RunState
 from diffpref.train.step import Learner
@@ -43,9 +46,20 @@ NON_FINITE_LIMIT = 3  # steps in a row
 def train(config: Config, resume: bool = False) -> Path:
     """Train as configured and return the run folder; `resume` goes on from its newest valid checkpoint.
 
-    Raises UserError for wrong input, RunError when three steps in a row have no finite gradient or the guard stops.
+    Raises UserError for wrong input, RunError when three steps in a row have no finite gradient, the guard stops, or
+    memory, disk or another process fails.
     """
-    accelerator = Accelerator(mixed_precision=config.train.mixed_precision, cpu=not torch.cuda.is_available())
+    with told(config):
+        return _train(config, resume)
+
+
+def _train(config: Config, resume: bool) -> Path:
+    end_with_launcher()
+    accelerator = Accelerator(
+        mixed_precision=config.train.mixed_precision,
+        cpu=not torch.cuda.is_available(),
+        kwargs_handlers=[waiting_at_most(config.train.process_timeout)],
+    )
     weights = weights_dtype(config.train.mixed_precision, accelerator.device)
     check_optimizer(config.train)
     run = RunFolder(Path(config.output_dir))
@@ -137,8 +151,8 @@ def train(config: Config, resume: bool = False) -> Path:
         data.close()
     if accelerator.is_main_process:
         _list_skipped(loader, run)  # without a store, broken rows show only when they are met
-        with state.shown_weights():
-            backbone.save(run.final, lora=config.model.lora_rank > 0)
+        with state.shown_weights(), made_beside(run.final) as folder:
+            backbone.save(folder, lora=config.model.lora_rank > 0)
         name = config.objective.name.upper().replace("_", "-")
         title = f"{name} on {config.model.pretrained}"
         again = f"diffpref train --config {run.path / 'config.yaml'} --output-dir OTHER_FOLDER"

@@ -20,7 +20,7 @@ from diffpref.train.config_file import from_yaml, to_yaml
 # The batch may be split otherwise: `resume` compares what the parts multiply to.
 FREE_TO_CHANGE = {"checkpointing_steps", "checkpoints_total_limit", "logging_steps", "max_steps"}
 FREE_TO_CHANGE |= {"batch_size", "gradient_accumulation_steps", "micro_batch", "halve_on_out_of_memory"}
-FREE_TO_CHANGE |= {"gradient_checkpointing"}  # what helps a run that ran out of memory
+FREE_TO_CHANGE |= {"process_timeout", "gradient_checkpointing"}  # the latter is what helps a run that ran out of memory
 SCORE = "validation_score"  # in metrics.jsonl: the mean by the first scorer; with _NAME behind it that by each
 
 
@@ -63,7 +63,7 @@ class RunFolder:
         if not self._metrics.is_file():
             return
         kept = [line for line in self._metrics.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-        self._metrics.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        write_whole(self._metrics, "".join(line + "\n" for line in kept).encode())
 
     def mark_best(self, scorer: str) -> int | None:
         """Name in checkpoints/best.json the step after 0 with the highest mean score by `scorer`; that step.
