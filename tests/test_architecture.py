@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
     "hub": {"errors"},
+    "redaction": set(),
     "draws": set(),
     "progress": set(),
     "schedules": {"errors", "types"},

@@ -6,6 +6,7 @@ import os
 import sys
 
 from diffpref.errors import LostProcessError, RunError, UserError, nearest
+from diffpref.redaction import log_filter, redacted, show_traceback
 
 COMMANDS = {
     "demo": "align the embedded model on the embedded preferences and measure it",
@@ -32,6 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of torchvision, which nothing here uses
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("diffpref").setLevel(logging.INFO)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(log_filter)
+    sys.excepthook = show_traceback
     try:
         if not arguments:
             raise UserError("no command; `diffpref --help` lists them")
@@ -48,10 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
         command = importlib.import_module(f"diffpref.cli.{arguments[0]}")
         command.main(arguments[1:])
     except UserError as error:
-        print(f"diffpref: {error}", file=sys.stderr)
+        print(f"diffpref: {redacted(str(error))}", file=sys.stderr)
         return 2
     except RunError as error:
-        print(f"diffpref: {error}", file=sys.stderr)
+        print(f"diffpref: {redacted(str(error))}", file=sys.stderr)
         if isinstance(error, LostProcessError):
             sys.stderr.flush()
             os._exit(1)

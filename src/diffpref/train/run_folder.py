@@ -13,6 +13,7 @@ from typing import Any
 
 from diffpref.errors import UserError
 from diffpref.files import write_whole
+from diffpref.redaction import command
 from diffpref.train.config import Config
 from diffpref.train.config_file import from_yaml, to_yaml
 
@@ -121,7 +122,7 @@ def _environment() -> dict[str, Any]:
 
     packages = ("diffpref", "torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors")
     return {
-        "command": sys.argv,
+        "command": command(sys.argv),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: version(name) for name in packages},
