@@ -5,7 +5,8 @@ import logging
 import os
 import sys
 
-from diffpref.errors import LostProcessError, RunError, UserError, nearest
+from diffpref.errors import LostProcessError, RunError, UserError, first_line, nearest, out_of_memory
+from diffpref.files import disk_full
 from diffpref.redaction import log_filter, redacted, show_traceback
 
 COMMANDS = {
@@ -66,7 +67,22 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("diffpref: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        line = _fault_of_the_machine(error)
+        if line is None:
+            raise
+        print(f"diffpref: {redacted(line)}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _fault_of_the_machine(error: Exception) -> str | None:
+    """One line where memory or the disk is full; `train` has more to say of these, and says it itself."""
+    if out_of_memory(error):
+        return f"out of memory ({first_line(error)}): fewer at once (--batch-size) or a smaller resolution need less"
+    if disk_full(error):
+        return f"the disk is full ({first_line(error)}): make room, then call the same command again"
+    return None
 
 
 if __name__ == "__main__":

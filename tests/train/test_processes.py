@@ -7,14 +7,17 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from support.runs import metrics as metrics_of
 from support.runs import tiny_config
 
 from diffpref.train import processes
 from diffpref.train.config_file import to_yaml
+from diffpref.train.loop import train
 
 ROOT = Path(__file__).parents[2]
 BASE = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -72,8 +75,6 @@ def test_errors_of_one_process_alone_are_its_own():
 def test_the_timeout_is_accelerates(monkeypatch, pipeline, tiny_pairs, tmp_path):
     seen = []
     monkeypatch.setattr("diffpref.train.loop.Accelerator", lambda **given: seen.append(given) or 1 / 0)
-    from diffpref.train.loop import train
-
     with pytest.raises(ZeroDivisionError):
         train(tiny_config(pipeline, tiny_pairs, tmp_path / "run", process_timeout=7.0))
     assert seen[0]["kwargs_handlers"][0].timeout.total_seconds() == 7.0
@@ -164,6 +165,34 @@ def test_a_rank_that_hangs_ends_the_other_within_its_timeout(run):
             rank.kill()
     assert [rank.returncode for rank in ranks] == [1, 1]
     assert "was silent for 8 s (train.process_timeout): Timed out waiting 8000ms" in said.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_ranks_agree_on_the_micro_batch_that_fits_in_each(pipeline, tiny_pairs, tmp_path):
+    sizes = {"max_steps": 3, "batch_size": 2, "gradient_accumulation_steps": 4}
+    config = tiny_config(pipeline, tiny_pairs, tmp_path / "run", **sizes)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    small = [str(ROOT / "tests" / "support" / "small.py"), "8,5"]  # of pairs, four and two
+    ranks = two([*small, "train", "--config", str(tmp_path / "config.yaml"), "--train.micro-batch", "auto"])
+    said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert "train.micro_batch: auto is 2 of 8 items at once" in said[0]
+    alone = train(replace(config, output_dir=str(tmp_path / "alone"), train=replace(config.train, batch_size=4)))
+    ours, theirs = ([line["loss"] for line in metrics_of(run)] for run in (tmp_path / "run", alone))
+    assert ours == pytest.approx(theirs, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_out_of_memory_says_what_helps_and_ends_the_others(pipeline, tiny_pairs, tmp_path):
+    config = tiny_config(pipeline, tiny_pairs, tmp_path / "run", batch_size=4)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    small = [str(ROOT / "tests" / "support" / "small.py"), "99,4"]
+    ranks = two([*small, "train", "--config", str(tmp_path / "config.yaml")])
+    said = [rank.communicate(timeout=120)[1].splitlines()[-1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [1, 1]
+    assert said[0].startswith("diffpref: process 0 of 2 ends, for another one has died")
+    assert said[1].startswith("diffpref: out of memory in step 1, with 4 pairs at once (train.batch_size 4 x ")
+    assert "what helps most: train.micro_batch 2 " in said[1]
 
 
 @pytest.mark.slow

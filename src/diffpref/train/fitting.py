@@ -112,7 +112,8 @@ def _largest(learner: Learner, config: Config, number: int, optimizer: Any) -> i
             found = size
     if not found:
         raise RunError(memory.ran_out(config, 1, accelerator.device, "while trying one item"))
-    log.info("train.micro_batch: auto is %d of %d items at once", found, own)
+    if accelerator.is_main_process:
+        log.info("train.micro_batch: auto is %d of %d items at once", found, own)
     return found
 
 
