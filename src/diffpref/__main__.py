@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of torchvision, which nothing here uses
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("diffpref").setLevel(logging.INFO)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # imported by peft, it warns of kernels that it lacks
     for handler in logging.getLogger().handlers:
         handler.addFilter(log_filter)
     sys.excepthook = show_traceback

@@ -66,7 +66,8 @@ class TestSelection:
         ]
         assert (summary.read, summary.kept) == (8, 3)
         assert summary.dropped == {"lower score": 4, "without a score": 1}
-        assert summary.options == {"scorer": "x", "top": 3, "of": "images", "lowest_score": 0.8}
+        assert summary.options == {"scorer": "x", "top": 3, "of": "images"}
+        assert summary.outcome == {"lowest_score": 0.8}
 
     def test_an_image_counts_once_with_a_prompt_and_again_with_another(self, tmp_path):
         same = plain(7)
@@ -126,7 +127,8 @@ class TestSelection:
         assert read(tmp_path / "out") == [rows[1], rows[3]]  # 0.6 of the rejected image, which people prefer; 0.7
         assert (summary.read, summary.kept) == (6, 2)
         assert summary.dropped == {"lower score": 2, "tie": 1, "without a score": 1}
-        assert summary.options == {"scorer": "x", "top": 2, "of": "pairs", "lowest_score": 0.6}
+        assert summary.options == {"scorer": "x", "top": 2, "of": "pairs"}
+        assert summary.outcome == {"lowest_score": 0.6}
 
     def test_a_preferred_image_keeps_one_pair(self, tmp_path):
         rows = make_pairs(

@@ -21,6 +21,8 @@ def work(name: str) -> list[str]:
         "label": ["label", "in", "out", "--rule", "mean"],
         "caption": ["caption", "in", "out"],
         "perturb": ["perturb", "in", "out", "--seed", "1"],
+        "select": ["select", "scored", "out", "--top", "6"],
+        "pairs": ["pairs", "singles", "out", "--pairing", "all"],
         "trl": ["export", "trl", "in", "out"],
         "folder": ["export", "folder", "in", "out"],
         "webdataset": ["export", "webdataset", "in", "out"],
@@ -32,6 +34,8 @@ OTHERWISE = {
     "label": ["--rule", "agree"],
     "caption": [],
     "perturb": ["--level", "strong"],
+    "select": ["--per-prompt", "2"],
+    "pairs": ["--min-margin", "1e-9"],
     "trl": ["--shard-mb", "3"],
     "folder": [],
     "webdataset": ["--shard-mb", "3"],
@@ -53,6 +57,10 @@ def stamps() -> dict[str, int]:
 @pytest.mark.parametrize("name", OTHERWISE)
 def test_the_same_again_does_nothing_and_tells_the_same(name, capsys):
     command = ["data", *work(name)]
+    if name in ("select", "pairs"):
+        assert main(["data", "label", "in", "scored"]) == 0
+        assert main(["data", "select", "scored", "singles", "--top", "6"]) == 0
+        capsys.readouterr()
     assert main([*command, "--json"]) == 0
     told, before = json.loads(capsys.readouterr().out), stamps()
     assert main([*command, "--json"]) == 0

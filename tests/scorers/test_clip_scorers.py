@@ -13,6 +13,8 @@ from support.clip import config, make_clip
 from support.openclip import VISION, captions, picture, tiny_state, wave, write_tokenizer
 
 from diffpref.errors import UserError
+from diffpref.scorers.aesthetic_v1 import AESTHETIC_V1
+from diffpref.scorers.aesthetic_v2 import AESTHETIC_V2
 from diffpref.scorers.base import Reward, identity_of, load_scorer, scorer_names
 from diffpref.scorers.parts.clip import KNOWN, VIT_H, VIT_L, Clip, load_clip
 from diffpref.scorers.parts.openclip import from_open_clip
@@ -297,7 +299,8 @@ def test_the_published_architectures_have_their_known_numbers_of_weights():
 
 
 def test_known_sums_are_sums():
-    assert all(len(total) == 64 and int(total, 16) for total in KNOWN)
+    known = {**KNOWN, **AESTHETIC_V1.known, **AESTHETIC_V2.known}
+    assert len(known) == 4 and all(len(total) == 64 and int(total, 16) for total in known)
 
 
 def test_a_prompt_of_ten_thousand_characters(folder: Path):

@@ -73,3 +73,23 @@ def take_value(arguments: list[str], option: str) -> tuple[str | None, list[str]
                 raise UserError(f"{option} needs a value")
             return arguments[place + 1], arguments[:place] + arguments[place + 2 :]
     return None, arguments
+
+
+def take_count(arguments: list[str], option: str, usual: int) -> tuple[int, list[str]]:
+    """The number of `--option`, `--option N` or `--option=N` (`usual` if none is named, 0 if absent), and the others.
+
+    Raises UserError for what is no whole number above 0.
+    """
+    for place, argument in enumerate(arguments):
+        name, given, value = argument.partition("=")
+        if name != option:
+            continue
+        rest = arguments[place + 1 :]
+        if not given and rest and not rest[0].startswith("-"):
+            value, given, rest = rest[0], "=", rest[1:]
+        if not given:
+            return usual, arguments[:place] + rest
+        if not value.isdecimal() or not int(value):
+            raise UserError(f"{option}: {value!r} is not a whole number above 0")
+        return int(value), arguments[:place] + rest
+    return 0, arguments

@@ -1,13 +1,15 @@
-"""`diffpref train [PRESET] [--config FILE] [--dotted.key VALUE] [--resume] [--print-config]`."""
+"""`diffpref train [PRESET] [--config FILE] [--dotted.key VALUE] [--resume] [--profile] [--print-config]`."""
 
 import os
 from pathlib import Path
 
-from diffpref.cli.parsing import parse, take_flag, take_value
+from diffpref.cli.parsing import parse, take_count, take_flag, take_value
 from diffpref.errors import UserError
 from diffpref.train.check import check
 from diffpref.train.config import Config
 from diffpref.train.config_file import from_yaml, to_yaml, with_kind
+
+PROFILED = 10  # steps that a bare `--profile` measures
 
 
 def main(arguments: list[str]) -> None:
@@ -20,6 +22,7 @@ def main(arguments: list[str]) -> None:
     named = bool(arguments) and not arguments[0].startswith("-")
     chosen, rest = (preset(arguments[0]), arguments[1:]) if named else (Config(), arguments)
     resume, rest = take_flag(rest, "--resume")
+    steps, rest = take_count(rest, "--profile", PROFILED)
     print_config, rest = take_flag(rest, "--print-config")
     file, rest = take_value(rest, "--config")
     if file is not None:
@@ -37,13 +40,14 @@ def main(arguments: list[str]) -> None:
 
     from diffpref.train.loop import train
 
-    run = train(config, resume=resume)
+    run = train(config, resume=resume, profile=steps)
     if os.environ.get("RANK", "0") == "0":
         print(run)
 
 
 def _usage(presets: list[str]) -> str:
-    return f"""usage: diffpref train [PRESET] [--config FILE] [--dotted.key VALUE ...] [--resume] [--print-config]
+    return f"""usage: diffpref train [PRESET] [--config FILE] [--dotted.key VALUE ...] [--resume] [--profile [STEPS]]
+                      [--print-config]
 
 presets: {", ".join(presets)}
 
@@ -51,6 +55,8 @@ presets: {", ".join(presets)}
   --dotted.key VALUE one key, e.g. --train.max-steps 20 or --objective.beta 2000; --objective.name and --points.name
                      choose another kind, with its own defaults
   --resume           go on from the newest valid checkpoint of output_dir, or start if there is none
+  --profile [STEPS]  measure where the time of so many steps goes (10), into output_dir/profile: a table, and a trace
+                     of two more steps for chrome://tracing or ui.perfetto.dev
   --print-config     print the resolved configuration as YAML and end
 
 `diffpref train PRESET --help` lists every key with the preset's value."""

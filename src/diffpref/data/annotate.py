@@ -17,7 +17,7 @@ import numpy as np
 
 from diffpref.data.dataset import PreferenceDataset
 from diffpref.data.images import BadImage, decode
-from diffpref.data.making import Making, making
+from diffpref.data.making import Making, making, whole_already
 from diffpref.data.schema import DatasetSummary, ImageRow, PairRow, Row, Side, score_column
 from diffpref.errors import UserError, nearest
 from diffpref.progress import track
@@ -42,6 +42,11 @@ def select_top(
     if pairs and dataset.kind != "pairs":
         raise UserError(f"--pairs: {dataset.path} holds single images; leave --pairs out")
     columns = columns_of(dataset, scorer)
+    options: dict[str, str | float] = {"scorer": scorer, "top": top, "of": "pairs" if pairs else "images"}
+    if per_prompt:
+        options["per_prompt"] = per_prompt
+    if not overwrite and (whole := whole_already(dataset, output, "select", options)):
+        return whole
     scores = np.stack([dataset.numbers[column] for column in columns], axis=1)  # of each row and side
     units, ties = scores.size, 0
     if pairs:
@@ -54,11 +59,6 @@ def select_top(
     chosen, duplicates, surplus = _first_different(dataset, order, top, per_prompt)
     if len(chosen) < top:
         print(f"diffpref: warning: there are only {len(chosen)} different images with a score", file=sys.stderr)
-    options: dict[str, str | float] = {"scorer": scorer, "top": top, "of": "pairs" if pairs else "images"}
-    if per_prompt:
-        options["per_prompt"] = per_prompt
-    if chosen:
-        options["lowest_score"] = float(scores[sorted(chosen)].min())
     names = dataset.score_columns()
     if not pairs:
         names = list(dict.fromkeys(map(_of_one_image, names)))
@@ -66,6 +66,8 @@ def select_top(
         for row in _whole(dataset, chosen) if pairs else _singles(dataset, chosen):
             made.keep(row)
         made.read = units
+        if chosen:
+            made.outcome["lowest_score"] = float(scores[sorted(chosen)].min())
         made.dropped["lower score"] = len(order) - len(chosen) - duplicates - surplus
         made.dropped["same image and prompt"] = duplicates
         made.dropped["enough of its prompt"] = surplus

@@ -8,7 +8,7 @@ from pathlib import Path
 from diffpref.data.annotate import columns_of, single_image
 from diffpref.data.dataset import PreferenceDataset
 from diffpref.data.images import BadImage, decode
-from diffpref.data.making import Making, making
+from diffpref.data.making import Making, making, whole_already
 from diffpref.data.pairing import Pairing, pairs_of
 from diffpref.data.schema import DatasetSummary, PairRow
 from diffpref.errors import UserError
@@ -37,6 +37,8 @@ def pair_scored(
     names = dataset.score_columns()
     sides = [f"{side}_{name}" for name in names for side in ("chosen", "rejected")]
     options: dict[str, str | float] = {"by": scorer, "pairing": pairing, "min_margin": min_margin}
+    if not overwrite and (whole := whole_already(dataset, output, "pairs", options)):
+        return whole
     with making(dataset, output, "pairs", options, "pairs", sides, overwrite) as made:
         with Bar("pairs", len(dataset), "images") as bar:
             for rows in of_prompt.values():

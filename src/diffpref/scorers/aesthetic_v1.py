@@ -6,12 +6,14 @@ The published figures of Diffusion-DRO are of this one, about 5 to 6. The prompt
 from diffpref.scorers.base import Precision, Scorer
 from diffpref.scorers.parts.heads import Aesthetic
 
+HEAD = "sa_0_4_vit_l_14_linear.pth"
 AESTHETIC_V1 = Aesthetic(
     name="aesthetic-v1",
     home=None,
-    files=("sa_0_4_vit_l_14_linear.pth",),
+    files=(HEAD,),
     published="the repository LAION-AI/aesthetic-predictor",
     widths=(768, 1),
+    known={"2cd4e60f4f24ae3bcd57b847b13c1f3ba27edc28cc1a7f9ce74ee9f421243cba": HEAD},
 )
 
 

@@ -33,6 +33,7 @@ def _check_numbers(config: Config) -> None:
         "train.process_timeout": train.process_timeout,
         "train.logging_steps": train.logging_steps,
         "train.snr_gamma": train.snr_gamma,
+        "train.skip_spikes": train.skip_spikes,
         "guard.share": guard.share,
         "guard.steps": guard.steps,
         "validation.pairs": look.pairs,
@@ -101,6 +102,10 @@ def _check_choices(config: Config) -> None:
         )
     if data.choice_temperature is not None and data.choice_model is None:
         raise UserError("data.choice_temperature: labels come from scores only under data.choice_model; set that too")
+    if config.train.skip_spikes is not None and config.train.skip_spikes <= 1:
+        raise UserError(
+            f"train.skip_spikes: {config.train.skip_spikes} is not above 1, so half of the steps are spikes"
+        )
     if config.train.sdpo_mu is not None and not objective.needs_pairs:
         raise UserError(f"train.sdpo_mu: the safeguard is for objectives of pairs, and {objective.name!r} is not one")
     if config.train.reference_decay is not None and not objective.needs_reference:

@@ -136,6 +136,12 @@ class TrainConfig:
     """AdamW's decoupled weight decay."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 never."""
+    skip_spikes: float | None = None
+    """Do not apply a step whose loss or gradient norm is above so many times the median of the last 64 steps, from the
+    16th step on; when not given, only those that are not finite are left out."""
+    deterministic: bool = False
+    """Take only operations that give the same bits each time, and no TF32: slower on a GPU, and without this its runs
+    differ in their last bits."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision of the forward pass and of weights that do not train. What trains is fp32 always; `fp16` needs a
     GPU."""
@@ -146,11 +152,19 @@ class TrainConfig:
     reference_decay: float | None = None
     """The reference follows the policy as an average with this decay (Linear-DPO); it stands still when not given."""
     ema: bool = False
-    """Keep an exponential moving average of what trains, on the CPU; `final/` and validation images are of it."""
+    """Keep an exponential moving average of what trains; `final/` and validation images are of it."""
     ema_decay: float = 0.9999
     """Its decay, reached by (1 + step) / (10 + step)."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, more time."""
+    offload_ema: bool = False
+    """Keep the average in the CPU's memory: 4 bytes a trained parameter less on the GPU, which waits for it at each
+    step."""
+    gradient_checkpointing: bool | Literal["selective"] = False
+    """Compute activations again in the backward pass: less memory, more time. `selective` does so where it saves most
+    for its time: in a U-Net's blocks of the highest resolution, in every second block of a transformer."""
+    compile: bool = False
+    """Compile the blocks of the networks (torch.compile): minutes at the start, faster steps. For GPUs."""
+    channels_last: bool | None = None
+    """Keep U-Nets' convolutions with their channels last in memory; when not given, on a GPU."""
     checkpointing_steps: int = 500
     """Steps between checkpoints; 0 writes none but the last."""
     checkpoints_total_limit: int = 2

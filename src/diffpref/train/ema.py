@@ -1,4 +1,4 @@
-"""The exponential moving average of what trains, on the CPU (Polyak and Juditsky, 1992; diffusers' EMAModel)."""
+"""The exponential moving average of what trains (Polyak and Juditsky, 1992; diffusers' EMAModel)."""
 
 from __future__ import annotations
 
@@ -21,18 +21,26 @@ def decay_at(step: int, limit: float) -> float:
 
 
 class EMA:
-    """fp32 averages of a network's trainable parameters, by name. The network is to be passed unwrapped."""
+    """fp32 averages of a network's trainable parameters, by name. The network is to be passed unwrapped.
 
-    def __init__(self, net: torch.nn.Module, decay: float) -> None:
+    They are where the parameters are, so that a GPU goes on while it averages; or, if offloaded, on the CPU, for which
+    the host waits at every update.
+    """
+
+    def __init__(self, net: torch.nn.Module, decay: float, offload: bool = False) -> None:
         self._decay = decay
-        self._average = {name: _copied(value).float() for name, value in trained_parameters(net).items()}
+        with torch.no_grad():
+            self._average = {
+                name: value.detach().to("cpu" if offload else value.device, torch.float32, copy=True)
+                for name, value in trained_parameters(net).items()
+            }
 
     @torch.no_grad()
     def update(self, net: torch.nn.Module, step: int) -> None:
         """Take in the parameters after optimizer step `step`, counted from 1."""
-        share = 1 - decay_at(step, self._decay)
-        for name, value in trained_parameters(net).items():
-            self._average[name].lerp_(value.detach().to("cpu", torch.float32), share)
+        share, trained = 1 - decay_at(step, self._decay), trained_parameters(net)
+        values = [value.detach().to(self._average[name]) for name, value in trained.items()]
+        torch._foreach_lerp_([self._average[name] for name in trained], values, share)  # few kernels for all of them
 
     @contextlib.contextmanager
     def applied(self, net: torch.nn.Module) -> Iterator[None]:

@@ -18,7 +18,7 @@ from diffpref.train import memory
 from diffpref.train.calibration import wants_calibration, with_beta
 from diffpref.train.config import Config
 from diffpref.train.state import RunState
-from diffpref.train.step import Learner
+from diffpref.train.step import Learner, Step
 from diffpref.train.validation import undisturbed
 from diffpref.types import Batch
 
@@ -51,10 +51,8 @@ def settled(learner: Learner, config: Config, state: RunState, optimizer: Any) -
     return replace(learner, at_once=micro)
 
 
-def taken(
-    learner: Learner, config: Config, state: RunState, optimizer: Any
-) -> tuple[Learner, tuple[dict[str, float], list[str], bool]]:
-    """The coming optimizer step, and the learner that took it: of a smaller micro-batch where memory ran out.
+def take(learner: Learner, config: Config, state: RunState, optimizer: Any) -> tuple[Learner, Step]:
+    """Take the coming optimizer step, and give the learner that took it: of a smaller micro-batch where memory ran out.
 
     Before it is taken again, everything is as if it had not been tried. That is done by one process alone: of several,
     one would be out of memory while the others wait for its gradients. Nor is a step that the optimizer began.

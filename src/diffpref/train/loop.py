@@ -17,7 +17,6 @@ from accelerate.utils import broadcast_object_list
 from diffpref.data.ahead import Ahead
 from diffpref.data.choice import Choice
 from diffpref.data.loader import Loader
-from diffpref.errors import RunError
 from diffpref.files import made_beside
 from diffpref.models.loading import check_model, load_backbone, scheduler_config_of, weights_dtype
 from diffpref.points import Replay
@@ -29,31 +28,33 @@ from diffpref.schedules import from_scheduler_config
 from diffpref.train import validation
 from diffpref.train.calibration import calibrated_objective, wants_calibration
 from diffpref.train.config import Config
+from diffpref.train.determinism import deterministic
 from diffpref.train.faults import told
-from diffpref.train.fitting import settled, taken
+from diffpref.train.fitting import settled, take
 from diffpref.train.optimizers import check_optimizer, make_optimizer
 from diffpref.train.placing import make_placer
 from diffpref.train.preferences import open_dataset, open_preferences
 from diffpref.train.processes import end_with_launcher, waiting_at_most
+from diffpref.train.profiling import Profiler, unmeasured
 from diffpref.train.run_folder import RunFolder
 from diffpref.train.state import RunState
 from diffpref.train.step import Learner
 
 log = logging.getLogger("diffpref")
-NON_FINITE_LIMIT = 3  # steps in a row
 
 
-def train(config: Config, resume: bool = False) -> Path:
+def train(config: Config, resume: bool = False, profile: int = 0) -> Path:
     """Train as configured and return the run folder; `resume` goes on from its newest valid checkpoint.
 
+    profile: so many steps are measured, see profiling.py.
     Raises UserError for wrong input, RunError when three steps in a row have no finite gradient, the guard stops, or
     memory, disk or another process fails.
     """
-    with told(config):
-        return _train(config, resume)
+    with told(config), deterministic(config.train.deterministic):
+        return _train(config, resume, profile)
 
 
-def _train(config: Config, resume: bool) -> Path:
+def _train(config: Config, resume: bool, profile: int) -> Path:
     end_with_launcher()
     accelerator = Accelerator(
         mixed_precision=config.train.mixed_precision,
@@ -90,7 +91,11 @@ def _train(config: Config, resume: bool) -> Path:
     net, optimizer = accelerator.prepare(backbone.net, optimizer)
     policy = backbone.with_net(net)
     data = Ahead(loader)
-    learner = Learner(accelerator, policy, reference, place, data, config.objective, config.train)
+    profiler = None
+    if profile and accelerator.is_main_process:
+        profiler = Profiler(run.path / "profile", profile, config.train.max_steps - state.step, accelerator.device)
+    region = profiler.region if profiler else unmeasured
+    learner = Learner(accelerator, policy, reference, place, data, config.objective, config.train, state.spikes, region)
     learner = settled(learner, config, state, optimizer)
     if wants_calibration(config.objective):
         learner = replace(learner, objective=state.objective(lambda: calibrated_objective(learner)))
@@ -126,29 +131,37 @@ def _train(config: Config, resume: bool) -> Path:
     try:
         with bar:
             while state.step < config.train.max_steps:
+                if profiler:
+                    profiler.next()
                 state.set_learning_rate()
-                learner, (entry, offenders, finite) = taken(learner, config, state, optimizer)
-                state.step += 1
-                state.non_finite = 0 if finite else _refused(state, offenders)
-                if finite:
-                    state.average()
+                learner, step = take(learner, config, state, optimizer)
+                state.step, entry = state.step + 1, step.entry
+                state.count(step)
+                if step.skipped is None:
+                    with region("average"):
+                        state.average()
                 clock.count()
                 bar.advance(note=f"loss {entry['loss']:.4f}")
                 last = state.step == config.train.max_steps
                 if accelerator.is_main_process and (last or _due(state.step, config.train.logging_steps)):
                     seen = {"step": state.step, "pairs_seen": state.step * learner.items}
-                    run.log({**seen, **entry, **clock.rate()})
+                    with region("log"):
+                        run.log({**seen, **entry, "steps_skipped": state.skipped, **clock.rate()})
                 with clock.stopped():
                     state.watch(entry)
-                    best = (last or _due(state.step, config.validation.steps)) and look(state.step)
+                    with region("validation"):
+                        best = (last or _due(state.step, config.validation.steps)) and look(state.step)
                     planned = last or _due(state.step, config.train.checkpointing_steps)
                     if planned or (best and config.validation.keep_best):
-                        state.keep(planned)
+                        with region("checkpoint"):
+                            state.keep(planned)
     except KeyboardInterrupt:
         log.warning("interrupted at step %d; add --resume to go on from the last checkpoint", state.step)
         raise
     finally:
         data.close()
+        if profiler:
+            profiler.finish()
     if accelerator.is_main_process:
         _list_skipped(loader, run)  # without a store, broken rows show only when they are met
         with state.shown_weights(), made_beside(run.final) as folder:
@@ -169,16 +182,6 @@ def _refuse_samplers(config: Config) -> None:
     if isinstance(config.points, Replay):
         refuse_sampler(config.points.sampler, scheduler, "points.sampler")
     from_scheduler_config(scheduler)  # refuses an unknown prediction type
-
-
-def _refused(state: RunState, offenders: list[str]) -> int:
-    """Count a step whose gradient was not finite and so not applied; three in a row end the run."""
-    count = state.non_finite + 1
-    names = ", ".join(offenders) or "no single sample's loss"
-    log.warning("step %d is not finite and was not applied (%s)", state.step, names)
-    if count >= NON_FINITE_LIMIT:
-        raise RunError(f"{count} steps in a row were not finite, the last at step {state.step}: {names}")
-    return count
 
 
 def _due(step: int, every: int) -> bool:

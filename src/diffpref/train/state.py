@@ -21,9 +21,12 @@ from diffpref.train.guard import Guard
 from diffpref.train.optimizers import evaluation_weights, make_lr_schedule
 from diffpref.train.placing import Placer
 from diffpref.train.run_folder import RunFolder
+from diffpref.train.spikes import Spikes
+from diffpref.train.step import NOT_FINITE, Step
 from diffpref.types import Backbone
 
 log = logging.getLogger("diffpref")
+NON_FINITE_LIMIT = 3  # steps in a row
 
 
 class RunState:
@@ -39,7 +42,8 @@ class RunState:
         place: Placer,
         reference: MovingReference | None = None,
     ) -> None:
-        self.step, self.non_finite = 0, 0
+        self.step, self.non_finite, self.skipped = 0, 0, 0
+        self.spikes = Spikes(config.train.skip_spikes) if config.train.skip_spikes else None
         self.beta: float | None = None  # what `auto` was found to be
         self.split: dict[str, Any] | None = None  # how many items go through the networks at once: see fitting.py
         self._config, self._run, self._accelerator = config, run, accelerator
@@ -48,7 +52,9 @@ class RunState:
         self._items = train.batch_size * train.gradient_accumulation_steps * accelerator.num_processes
         self._rate = make_lr_schedule(train, accelerator.num_processes)
         # only the main process averages: it alone shows and keeps weights
-        self._ema = EMA(self._net, train.ema_decay) if train.ema and accelerator.is_main_process else None
+        self._ema = (
+            EMA(self._net, train.ema_decay, train.offload_ema) if train.ema and accelerator.is_main_process else None
+        )
         self._reference = reference  # of every process, each of which moves its own
         self._guard = Guard(config.guard)
 
@@ -64,6 +70,25 @@ class RunState:
         found: Any = calibrate()
         self.beta = found.beta
         return found
+
+    def count(self, taken: Step) -> None:
+        """Hear of the step that was just taken, which `step` counts already.
+
+        One that was not applied is logged with its items. Raises RunError after three in a row that are not finite.
+        """
+        if taken.skipped is None:
+            self.non_finite = 0
+            return
+        self.skipped += 1
+        names = ", ".join(taken.items) or "no single sample's gradient"
+        log.warning("step %d is %s and was not applied (%s)", self.step, taken.skipped, names)
+        if self._accelerator.is_main_process:
+            self._run.log({"step": self.step, "skipped": taken.skipped, "items": list(taken.items)})
+        if taken.skipped == NOT_FINITE:
+            self.non_finite += 1
+        if self.non_finite >= NON_FINITE_LIMIT:
+            found = f"{self.non_finite} steps in a row were not finite, the last at step {self.step}: {names}"
+            raise RunError(found)
 
     def average(self) -> None:
         """Take the weights after a step into their average, and let the reference follow them."""
@@ -110,7 +135,8 @@ class RunState:
         if self._accelerator.is_main_process:
             scaler = self._accelerator.scaler.state_dict() if self._accelerator.scaler else None
             state = {"items_per_step": self._items, "non_finite": self.non_finite, "scaler": scaler, "beta": self.beta}
-            state |= {"guard": self._guard.state(), "split": self.split}
+            state |= {"guard": self._guard.state(), "skipped": self.skipped, "split": self.split}
+            state["spikes"] = self.spikes.state() if self.spikes else None
             extra = {"points": points}
             extra["ema"] = self._ema.state() if self._ema else {}
             extra["reference"] = self._reference.state() if self._reference else {}
@@ -135,8 +161,10 @@ class RunState:
                 )
             self._restore(found)
             self.step, self.non_finite, self.beta = found.step, found.state["non_finite"], found.state["beta"]
-            self.split = found.state.get("split")
+            self.skipped, self.split = found.state["skipped"], found.state.get("split")
             self._guard.restore(found.state["guard"])
+            if self.spikes:
+                self.spikes.restore(found.state["spikes"])
             self._place.restore(found.extra.get("points", {}))
             if self._accelerator.scaler:
                 self._accelerator.scaler.load_state_dict(found.state["scaler"])

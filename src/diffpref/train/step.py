@@ -18,9 +18,15 @@ from torch import Tensor
 from diffpref.data.ahead import Ahead
 from diffpref.objectives import Objective
 from diffpref.safeguard import safeguarded
+from diffpref.train.blame import gradient_offenders
 from diffpref.train.config import TrainConfig
-from diffpref.train.placing import Placer
+from diffpref.train.placing import Placer, Stateless
+from diffpref.train.profiling import Region, unmeasured
+from diffpref.train.seen import Seen, Told
+from diffpref.train.spikes import Spikes
 from diffpref.types import Backbone, Batch, Metrics, Outputs, Points, Predict
+
+NOT_FINITE, SPIKE = "not finite", "a spike"  # why a step is not applied
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,24 @@ class Look:
 
 
 @dataclass(frozen=True)
+class Step:
+    """An optimizer step that was taken.
+
+    entry: what it logs. skipped: why it was not applied, "not finite" or "a spike"; None if it was. items: then the
+    names of the items that are to blame, as far as one can tell, which is for a spike those of the largest losses.
+    """
+
+    entry: dict[str, float]
+    skipped: str | None = None
+    items: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Learner:
     """What an optimizer step takes.
 
-    policy: with its net as accelerate prepared it. at_once: how many of this process's items of an optimizer step go
-    through the networks at once, a divisor of their number; `train.batch_size` when not given.
+    policy: with its net as accelerate prepared it. region: see profiling.py. at_once: how many of this process's items
+    of an optimizer step go through the networks at once, a divisor of their number; `train.batch_size` when not given.
     """
 
     accelerator: Accelerator
@@ -47,6 +66,8 @@ class Learner:
     data: Ahead
     objective: Objective
     train: TrainConfig
+    spikes: Spikes | None = None
+    region: Region = unmeasured
     at_once: int | None = None
 
     @property
@@ -64,43 +85,65 @@ class Learner:
         """The items of an optimizer step: batch x accumulation x processes."""
         return self.train.batch_size * self.train.gradient_accumulation_steps * self.accelerator.num_processes
 
-    def step(self, number: int, optimizer: Any) -> tuple[dict[str, float], list[str], bool]:
-        """Step `number` (from 0): what it logs, the items whose loss was not finite, and whether it was applied."""
+    def step(self, number: int, optimizer: Any) -> Step:
+        """Take step `number`, counted from 0. The host waits for the device once: see seen.py."""
         micros = self.micros
         waiting = self._gain_ahead(number) if self.objective.needs_mean_gain and micros > 1 else None
-        seen: dict[str, list[Tensor]] = {}
-        offenders: list[str] = []
+        seen, looks = Seen(self.items), []
         for micro in range(micros):
             with self._synchronised(last=micro == micros - 1):
                 look = waiting.looks[micro] if waiting else self.look(number, micro)
                 losses, metrics = self.descend(look, waiting.mean if waiting else None)
-            offenders += [name for name, fine in zip(look.names, losses.isfinite().tolist(), strict=True) if not fine]
-            for name, values in {"loss": losses.detach(), **metrics}.items():
-                seen.setdefault(name, []).append(values)
+            seen.add([place - number * self.items for place in self.places(number, micro)], look.names, losses, metrics)
+            if not isinstance(self.place, Stateless):
+                looks.append(look)  # which cannot be had again
 
-        limit = self.train.max_grad_norm or math.inf
-        grad_norm: Any = self.accelerator.clip_grad_norm_(self.policy.net.parameters(), limit)
-        entry = self._averages(seen)
-        entry |= {"lr": optimizer.param_groups[0]["lr"], "grad_norm": float(grad_norm)}
-        fp16 = self.accelerator.scaler is not None  # then an infinite gradient is the scaler's to refuse
-        finite = math.isfinite(entry["loss"]) and (fp16 or math.isfinite(entry["grad_norm"]))
-        if finite or fp16:
-            optimizer.step()
-        optimizer.zero_grad()
-        return entry, offenders, finite
+        with self.region("clip"):
+            limit = self.train.max_grad_norm or math.inf
+            grad_norm: Any = self.accelerator.clip_grad_norm_(self.policy.net.parameters(), limit)
+        with self.region("read"):
+            told = seen.read(self.accelerator, grad_norm)
+        skipped, items = self._verdict(number, seen, told, looks, optimizer)
+        with self.region("optimizer"):
+            scaler = self.accelerator.scaler
+            if skipped == SPIKE and scaler is not None:
+                scaler.update()  # as a step would: the gradients are unscaled already
+            elif skipped is None or scaler is not None:  # with fp16 what is not finite is the scaler's to refuse
+                optimizer.step()
+            optimizer.zero_grad()
+        entry = {"loss": told.loss, **told.means, "lr": optimizer.param_groups[0]["lr"], "grad_norm": told.grad_norm}
+        return Step(entry, skipped, tuple(items))
 
     def descend(self, look: Look, mean_gain: Tensor | None = None) -> tuple[Tensor, Metrics]:
         """Add the gradient of a micro-batch; its losses and metrics, one for each item. mean_gain: of all items."""
-        outputs = self._examine(look)
-        if self.objective.needs_mean_gain:
-            outputs = replace(outputs, mean_gain=self._mean([outputs]) if mean_gain is None else mean_gain)
-        if self.train.sdpo_mu is not None:
-            outputs = safeguarded(outputs, self.train.sdpo_mu)
-        losses, metrics = self.objective(outputs)
-        # DDP averages over processes what it should sum
-        total = (losses * look.points.weight).sum() / self.items * self.accelerator.num_processes
-        self.accelerator.backward(total)
+        with self.region("policy forward"):
+            outputs = self._examine(look)
+        with self.region("loss"):
+            if self.objective.needs_mean_gain:
+                outputs = replace(outputs, mean_gain=self._mean([outputs]) if mean_gain is None else mean_gain)
+            if self.train.sdpo_mu is not None:
+                outputs = safeguarded(outputs, self.train.sdpo_mu)
+            losses, metrics = self.objective(outputs)
+            # DDP averages over processes what it should sum
+            total = (losses * look.points.weight).sum() / self.items * self.accelerator.num_processes
+        with self.region("backward"):
+            self.accelerator.backward(total)
         return losses, metrics
+
+    def _verdict(
+        self, number: int, seen: Seen, told: Told, looks: list[Look], optimizer: Any
+    ) -> tuple[str | None, list[str]]:
+        """Why the step is not to be applied, if so, and the items to blame; the same in every process."""
+        if not told.finite_losses:
+            return NOT_FINITE, seen.names_at(told.broken)
+        if not math.isfinite(told.grad_norm):
+            if self.accelerator.scaler is not None:
+                return None, []
+            looks = looks or [self.look(number, micro) for micro in range(self.micros)]
+            return NOT_FINITE, gradient_offenders(self, looks, optimizer)
+        if self.spikes and self.spikes.judge(told.loss, told.grad_norm):
+            return SPIKE, seen.names_at(told.largest(8))
+        return None, []
 
     def places(self, number: int, micro: int) -> list[int]:
         """The places of this process's items in a micro-batch.
@@ -114,15 +157,19 @@ class Learner:
     def look(self, number: int, micro: int) -> Look:
         """The points of a micro-batch and what the reference predicts there."""
         after = (number + 1, 0) if micro + 1 == self.micros else (number, micro + 1)
-        return self.see(self.data.batch(self.places(number, micro), lambda: self.places(*after)))
+        with self.region("data"):
+            batch = self.data.batch(self.places(number, micro), lambda: self.places(*after))
+        return self.see(batch)
 
     def see(self, batch: Batch) -> Look:
         """The points of a batch and what the reference predicts there."""
         with self.accelerator.autocast():
-            points = self.place(batch)
-            if self.train.snr_gamma is not None:
-                points = replace(points, scale=self.policy.schedule.min_snr(points.t, self.train.snr_gamma))
-            known = self.reference(points.x_t, points.t, points.cond) if self.reference else None
+            with self.region("points"):
+                points = self.place(batch)
+                if self.train.snr_gamma is not None:
+                    points = replace(points, scale=self.policy.schedule.min_snr(points.t, self.train.snr_gamma))
+            with self.region("reference forward"):
+                known = self.reference(points.x_t, points.t, points.cond) if self.reference else None
         return Look(batch.id, points, known)
 
     def _examine(self, look: Look) -> Outputs:
@@ -141,19 +188,6 @@ class Learner:
         gains = torch.cat([entry.gain().detach() for entry in outputs])
         mean: Any = self.accelerator.reduce(gains.mean(), reduction="mean")
         return mean
-
-    def _averages(self, seen: dict[str, list[Tensor]]) -> dict[str, float]:
-        """The mean of each metric over the items of all processes that have it (NaN: they have not).
-
-        The loss alone keeps its NaN, which a broken item gives.
-        """
-        values = [torch.cat(entries).double() for entries in seen.values()]
-        sums = torch.stack([entries.nansum() for entries in values])
-        counts = torch.stack([(~entries.isnan()).sum() for entries in values])
-        sums[0], counts[0] = values[0].sum(), values[0].numel()
-        reduced: Any = self.accelerator.reduce(torch.stack([sums, counts.double()]), reduction="sum")
-        found = dict(zip(seen, (reduced[0] / reduced[1]).tolist(), strict=True))
-        return {name: value for name, value in found.items() if name == "loss" or not math.isnan(value)}
 
     def _synchronised(self, last: bool) -> Any:
         """Gradients travel between processes only with the last micro-batch."""

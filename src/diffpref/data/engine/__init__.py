@@ -29,7 +29,7 @@ is taken over at once. Claims save work and nothing else: without them two proce
 - `image_questions(dataset, ledger)`: one question for each image, row by row, side by side, with its row's prompt.
 - `Question(text, name=...)`: a question without an image, such as a caption to be perturbed with its row's id as seed.
 - `together(work, running)`: work without a ledger that shares itself out by claims on its own folder (the store, a
-  folder of images), in as many processes or Ray actors.
+  folder of images), in as many processes or Ray tasks.
 """
 
 from diffpref.data.engine.hashing import image_questions

@@ -2,7 +2,7 @@
 
 All machines must see the dataset and the ledger under the same paths. An actor that dies is started again by Ray, and
 what it had not finished is answered by another; finished units are files, so nothing of them is repeated. Work that is
-shared by claims on a folder runs in such actors too (`work_on_ray`).
+shared by claims on a folder runs in tasks of Ray (`work_on_ray`).
 """
 
 from __future__ import annotations
@@ -69,60 +69,48 @@ def answer_on_ray(stages: list[Stage], plan: Plan, pictures: Images, books: list
 
 
 def work_on_ray(work: Callable[[bool], str], running: Running) -> str:
-    """Call `work(False)` in actors, and `work(True)` in one of them; what that one says.
+    """Call `work(False)` in tasks of Ray, and `work(True)` in one of them; what that one says.
 
-    Each actor has a GPU where the cluster has any. One that dies is started again, LIVES times at most.
-    Raises UserError where Ray is not installed or the cluster is too small, and as `work` does; RunError where an actor
+    Each task has a GPU where the cluster has any. One whose process dies is started again, LIVES times at most. These
+    are plain tasks and not Ray Data's actors, which take their work from a stream of rows: here each worker has one
+    call, and Ray Data (2.60) was seen to wait for ever for the call of an actor that had died.
+    Raises UserError where Ray is not installed or the cluster is too small, and as `work` does; RunError where a task
     fails otherwise or dies for good.
     """
     with _ray(running.workers) as ray:
         has = ray.cluster_resources()
         running = replace(running, gpus=float(has.get("GPU", 0) > 0))
         _refuse_small(has, running)
-        numbers = [{"number": number} for number in range(running.workers)]
-        ended = ray.data.from_items(numbers, override_num_blocks=running.workers).map_batches(
-            _Worker,
-            fn_constructor_args=(work, Path.cwd()),
-            batch_size=1,
-            # each has one call alone: a second one would wait behind it instead of going to another actor
-            compute=ray.data.ActorPoolStrategy(size=running.workers, max_tasks_in_flight_per_actor=1),
-            num_cpus=1,
-            num_gpus=running.gpus,
-            max_restarts=LIVES,
-            max_task_retries=LIVES,
-        )
+        part = ray.remote(num_cpus=1, num_gpus=running.gpus, max_retries=LIVES)(_part)
+        waiting = [part.remote(work, Path.cwd(), number == 0) for number in range(running.workers)]
         told = ""
         try:
             with Bar("Ray", running.workers, "workers") as bar:
-                for row in ended.iter_rows():
-                    if row["error"]:
-                        raise (UserError if row["wrong_input"] else RunError)(row["error"])
-                    told = row["told"] or told  # a killed actor's part may be done twice
+                while waiting:
+                    (ended,), waiting = ray.wait(waiting, num_returns=1)
+                    said, error = ray.get(ended)
+                    if error:
+                        raise error
+                    told = said or told
                     bar.advance()
         except ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[-1].strip()
             again = "the same command does what is missing"
             raise RunError(f"--engine ray: a worker failed or died too often; {again} ({reason})") from error
+        finally:
+            for task in waiting:
+                ray.cancel(task, force=True)
         return told
 
 
-class _Worker:
-    """Does its part of some work on some machine."""
-
-    def __init__(self, work: Callable[[bool], str], here: Path) -> None:
-        self._work = work
-        with contextlib.suppress(OSError):  # where a machine lacks the folder, no path is below it
-            os.chdir(here)
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
-        """What is said of the work, by the first worker alone, or an error."""
-        (number,) = batch["number"]
-        told, error, wrong_input = "", "", False
-        try:
-            told = self._work(bool(number == 0))
-        except (UserError, RunError) as fault:
-            error, wrong_input = str(fault), isinstance(fault, UserError)
-        return {"told": [told], "error": [error], "wrong_input": [wrong_input]}
+def _part(work: Callable[[bool], str], here: Path, main: bool) -> tuple[str, UserError | RunError | None]:
+    """Do a worker's part of some work on some machine: what is said of it, or why it cannot be done."""
+    with contextlib.suppress(OSError):  # where a machine lacks the folder, no path is below it
+        os.chdir(here)
+    try:
+        return work(main), None
+    except (UserError, RunError) as error:
+        return "", error
 
 
 class _Actor:
@@ -164,17 +152,31 @@ def _ray(workers: int) -> Iterator[Any]:
     except ImportError:
         raise UserError("--engine ray needs Ray, which is not installed: pip install 'diffpref[ray]'") from None
     begun = not ray.is_initialized()
-    if begun:
-        here = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers + 1, "include_dashboard": False}
-        ray.init(**here, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        with contextlib.redirect_stdout(sys.stderr):  # Ray prints of dead actors where results belong
-            yield ray
-    finally:
+    with _results_kept_apart():
         if begun:
-            ray.shutdown()
+            here = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers + 1, "include_dashboard": False}
+            ray.init(**here, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            ray.data.DataContext.get_current().enable_progress_bars = False
+            logging.getLogger("ray.data").setLevel(logging.ERROR)
+            yield ray
+        finally:
+            if begun:
+                ray.shutdown()
+
+
+@contextlib.contextmanager
+def _results_kept_apart() -> Iterator[None]:
+    """What is written to stdout goes to stderr: Ray tells of dead workers there, by threads and by processes."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _refuse_small(has: dict[str, float], running: Running) -> None:

@@ -34,7 +34,7 @@ WORKER = "DIFFPREF_WORKER"  # a worker process's number, for the choice of its d
 class Running:
     """How stages run. ledger: its folder, if not the usual.
 
-    workers: processes on this machine, this one among them; on Ray, actors, each with `gpus` GPUs.
+    workers: processes on this machine, this one among them; on Ray, actors or tasks, each with `gpus` GPUs.
     bad_share: of all rows so many may have broken images; more stop the work. shown: whether progress is.
     """
 

@@ -18,7 +18,7 @@ LOOK = 0.5  # seconds between a worker's looks at whether the main process is th
 
 
 def together(work: Callable[[bool], str], running: Running) -> str:
-    """Do the work in `running.workers` processes, here and beside this one, or in as many actors on Ray.
+    """Do the work in `running.workers` processes, here and beside this one, or in as many tasks on Ray.
 
     work: does what no other process is at; called with True, in one process of all, it stays until everything is done
     and says what is to be told. It is a function of a module or a `functools.partial` of one. A worker that dies is
