@@ -18,7 +18,7 @@ RANK, SIDE = 64, 64  # what is proposed: LoRA's rank, and multiples of which a r
 
 def ran_out(config: Config, micro: int, device: torch.device, when: str) -> str:
     """One line for users. micro: how many items went through the networks at once. when: as "in step 3"."""
-    train, kind = config.train, "pairs" if config.points.takes_pairs else "images"
+    train, kind = config.train, ("pair" if config.points.takes_pairs else "image") + "s" * (micro > 1)
     have = ""
     if device.type == "cuda":
         have = f" on {torch.cuda.get_device_name(device)} of {_giga(torch.cuda.mem_get_info(device)[1])}"
