@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test test-slow test-browser check docs build-embedded study benchmarks clean
+.PHONY: demo test test-slow test-browser torture check docs build-embedded study benchmarks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/diffpref demo
@@ -18,6 +18,10 @@ test-slow: $(VENV)/.installed-dev
 test-browser: $(VENV)/.installed-dev
 	scripts/install_chromium.sh
 	$(BIN)/python -m pytest -m browser
+
+# Ten minutes or more: kills training runs a hundred times and compares what they come to with uncut ones.
+torture: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/torture.py
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 
-from diffpref.errors import LostProcessError, RunError, UserError, first_line, nearest, out_of_memory
+from diffpref.errors import LostProcessError, RunError, Stopped, UserError, first_line, nearest, out_of_memory
 from diffpref.files import disk_full
 from diffpref.redaction import log_filter, redacted, show_traceback
 
@@ -13,6 +13,7 @@ COMMANDS = {
     "demo": "align the embedded model on the embedded preferences and measure it",
     "data": "import, check and cache preference data",
     "train": "train a preset",
+    "checkpoints": "which checkpoints a run holds, and whether they are whole",
     "generate": "images for a prompt set",
     "score": "scores for folders of generated images",
     "evaluate": "a published evaluation of a model, beside the published figures",
@@ -23,12 +24,15 @@ COMMANDS = {
 
 def usage() -> str:
     """The text of `diffpref --help`."""
-    rows = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+    rows = "\n".join(f"  {name:<12}{text}" for name, text in COMMANDS.items())
     return f"usage: diffpref COMMAND [options]\n\n{rows}\n\n`diffpref COMMAND --help` tells a command's options."
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 2 the input is wrong, 1 anything else, 130 interrupted."""
+    """Run one command and return its exit code: 0 done, 2 the input is wrong, 1 anything else, 130 interrupted.
+
+    A run that a signal stopped in order ends with 128 + its number: 130 SIGINT, 143 SIGTERM, 138 SIGUSR1.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two busy processes otherwise spin each other to a halt
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of torchvision, which nothing here uses
@@ -65,6 +69,10 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads our output has enough of it, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Stopped as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"diffpref: {stopped}", file=sys.stderr)
+        return stopped.code
     except KeyboardInterrupt:
         print("diffpref: interrupted", file=sys.stderr)
         return 130

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffpref.errors import UserError
+from diffpref.errors import Stopped, UserError
 from diffpref.evaluate.compare import Comparison, compare
 from diffpref.evaluate.features import Pixels
 from diffpref.evaluate.generate import fingerprint, generate, wishes
@@ -50,7 +50,10 @@ def run_demo(output: Path, seed: int) -> dict[str, Any]:
         data=replace(config.data, path=str(output / "preferences")),
         train=replace(config.train, seed=seed),
     )
-    run = train(config, resume=True)
+    try:
+        run = train(config, resume=True)
+    except Stopped as stopped:
+        raise Stopped(f"{stopped}; the same command goes on", stopped.code) from None
     _draw("embedded", output / "base", "images of the base model", config)
     _draw(str(run / "final"), output / "tuned", "images of the tuned model", config)
     comparison = compare([output / "base", output / "tuned"], [load_scorer("embedded-judge")], Pixels())

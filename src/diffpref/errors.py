@@ -34,3 +34,14 @@ class RunError(Exception):
 
 class LostProcessError(RunError):
     """Another process of the run is gone. The command ends without any farewell, which might wait for that one."""
+
+
+class Stopped(BaseException):
+    """A run was told to stop, and has stopped in order. Its message is one line; code: the command's exit code.
+
+    Like KeyboardInterrupt it is no Exception, for what handles errors is not to handle it.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code

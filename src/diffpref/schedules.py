@@ -17,6 +17,7 @@ from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from diffpref.errors import UserError
+from diffpref.moving import to_device
 from diffpref.types import Latents, Schedule
 
 FLOW_SCHEDULER = "FlowMatchEulerDiscreteScheduler"
@@ -61,14 +62,14 @@ class DiffusionSchedule:
 
         Written with a and gamma (1 - a) instead of SNR = a / (1 - a), so that a of 0 gives 1 and 0 instead of NaN.
         """
-        kept = self.alphas_cumprod.to(t.device)[t]
+        kept = to_device(self.alphas_cumprod, t.device)[t]
         least = torch.minimum(kept, gamma * (1 - kept))  # min(SNR, gamma) (1 - a)
         if self.prediction_type == "epsilon":
             return torch.where(kept > 0, least / kept.clamp_min(torch.finfo(kept.dtype).tiny), 1.0)
         return least
 
     def _coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        kept = self.alphas_cumprod.to(like.device)[t].reshape(-1, *[1] * (like.ndim - 1))
+        kept = to_device(self.alphas_cumprod, like.device)[t].reshape(-1, *[1] * (like.ndim - 1))
         return kept.sqrt(), (1 - kept).sqrt()
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from diffpref.errors import UserError
+from diffpref.moving import on_device, to_device
 from diffpref.schedules import DiffusionSchedule, FlowSchedule
 from diffpref.types import Cond, Latents, Predict, Schedule
 
@@ -47,7 +48,7 @@ class Solver:
 
     def to(self, device: torch.device) -> Solver:
         """The same on another device."""
-        return replace(self, times=self.times.to(device), levels=self.levels.to(device))
+        return replace(self, times=to_device(self.times, device), levels=to_device(self.levels, device))
 
     def of(self, rows: Tensor) -> Solver:
         """The same for some of the samples."""
@@ -195,13 +196,17 @@ def _shares(steps: int, jitter: Tensor, shift: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Visit:
-    """Where samples stand before step `index`: which of them (rows), noisy latents, times, and what is predicted."""
+    """Where samples stand before step `index`: which of them (rows), noisy latents, times, and what is predicted.
+
+    items: the rows again, as the host knows them without asking the device.
+    """
 
     index: int
     rows: Int[Tensor, " k"]
     x_t: Latents
     t: Real[Tensor, " k"]
     prediction: Latents
+    items: list[int]
 
 
 def walk(
@@ -209,21 +214,25 @@ def walk(
     solver: Solver,
     x: Latents,
     cond: Cond,
-    last: Int[Tensor, " n"],
+    last: Int[Tensor, " n"] | list[int],
     noise: Float[Tensor, "n steps c h w"] | None = None,
+    steady: bool = False,
 ) -> Iterator[Visit]:
     """Lead n samples from pure noise x through the solver's steps, each to its own `last` step and no further.
 
-    cond: what `predict` takes, n rows. noise: what DDPM adds at each step.
+    cond: what `predict` takes, n rows. noise: what DDPM adds at each step. steady: all n are led to the last of their
+    last steps, so that `predict` always gets n rows, as a compiled network wants.
     """
-    rows, before = torch.arange(len(x), device=x.device), None
-    for index in range(int(last.max()) + 1):
+    ends: list[int] = last if isinstance(last, list) else last.tolist()
+    items, rows, before = list(range(len(x))), torch.arange(len(x), device=x.device), None
+    for index in range(max(ends) + 1):
         with torch.no_grad():
             prediction = predict(x, solver.times[index], cond).float()
-        yield Visit(index, rows, x, solver.times[index], prediction)
+        yield Visit(index, rows, x, solver.times[index], prediction, items)
         x, before = solver.step(index, x, prediction, before, None if noise is None else noise[:, index])
-        going = last > index
-        if not going.all():
-            rows, x, before, last, solver = rows[going], x[going], before[going], last[going], solver.of(going)
+        kept = [place for place, item in enumerate(items) if ends[item] > index]
+        if len(kept) < len(items) and not steady:
+            items, going = [items[place] for place in kept], on_device(kept, x.device, torch.int64)
+            rows, x, before, solver = rows[going], x[going], before[going], solver.of(going)
             cond = {name: value[going] for name, value in cond.items()}
             noise = None if noise is None else noise[going]

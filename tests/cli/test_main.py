@@ -78,7 +78,7 @@ def test_version(capsys):
         (["generat"], "unknown command 'generat': did you mean 'generate'?"),
         (
             ["--verson"],
-            "unknown command '--verson': known: compare, data, demo, evaluate, generate, judge, score, train",
+            f"unknown command '--verson': known: {', '.join(sorted(COMMANDS))}",
         ),
         (["data", "chek"], "unknown command 'data chek': did you mean 'check'?"),
     ],

@@ -237,6 +237,20 @@ def test_gradient_checkpointing_changes_no_gradient(name, folder, method):
     torch.testing.assert_close(found[1], found[0])
 
 
+def test_what_trains_is_fp32_under_bf16(name, folder, method):
+    lora = {"lora_rank": 2} if method == "lora" else {}
+    config = ModelConfig(pretrained=str(folder), **{**MODEL.get(name, {}), **lora})
+    backbone = load_backbone(config, CPU, torch.bfloat16, trainable=True)
+    trained = [value for value in backbone.net.parameters() if value.requires_grad]
+    others = [value for value in backbone.net.parameters() if not value.requires_grad]
+    assert trained and {value.dtype for value in trained} == {torch.float32}
+    assert method == "full" or {value.dtype for value in others} >= {torch.bfloat16}
+    at = points_of(backbone)
+    with torch.autocast("cpu", torch.bfloat16):
+        backbone.predict(at.x_t, at.t, at.cond).float().square().mean().backward()
+    assert {value.grad.dtype for value in trained if value.grad is not None} == {torch.float32}
+
+
 def test_overlong_counts_prompts_whose_ends_are_cut(name, folder):
     backbone = load(name, folder)
     assert backbone.overlong(["red", "red " * 2000, "", "blue " * 2000]) == {1, 3}

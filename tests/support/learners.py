@@ -18,9 +18,9 @@ from diffpref.train.state import RunState
 from diffpref.train.step import Learner
 
 
-def learner_for(config: Config) -> tuple[Learner, Any, RunState]:
+def learner_for(config: Config, cpu: bool = True) -> tuple[Learner, Any, RunState]:
     """The learner of a run, its optimizer and its state."""
-    accelerator = Accelerator(cpu=True)
+    accelerator = Accelerator(cpu=cpu)
     torch.manual_seed(config.train.seed)
     backbone = load_backbone(config.model, accelerator.device, torch.float32, trainable=True)
     loader = open_preferences(config, backbone, accelerator)[0]

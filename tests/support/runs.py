@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from diffpref.objectives import DPO
 from diffpref.train.config import Config, DataConfig, ModelConfig, TrainConfig, ValidationConfig
 from diffpref.train.loop import train
+from diffpref.train.run_folder import SPEEDS
 
 
 def tiny_config(pipeline: Path, pairs: Path, output: Path, **train: object) -> Config:
@@ -55,10 +56,7 @@ def finals(run: Path) -> list[torch.Tensor]:
 
 def logged(run: Path) -> list[dict]:
     """The logged training steps of a run, without their speed."""
-    return [
-        {key: value for key, value in line.items() if key not in ("pairs_per_second", "data_wait")}
-        for line in metrics(run)
-    ]
+    return [{key: value for key, value in line.items() if key not in SPEEDS} for line in metrics(run)]
 
 
 def assert_resumes_bit_for_bit(config: Config, tmp_path: Path, cut: int) -> Path:

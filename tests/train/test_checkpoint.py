@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from diffpref.train import checkpoint
-from diffpref.train.checkpoint import at, capture, newest, restore, save
+from diffpref.train.checkpoint import Host, at, capture, newest, restore, save
 from diffpref.train.config import TrainConfig
 from diffpref.train.ema import EMA
+from diffpref.train.kept import superseded
 from diffpref.train.optimizers import make_lr_schedule, make_optimizer, trained_parameters
 
 WITHOUT_8BIT = pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="needs the extra 8bit")
@@ -176,7 +178,7 @@ def test_average_and_points_are_files_of_their_own(tmp_path):
     save(tmp_path, capture(1, run.net, run.optimizer, {"a": [1, None]}, extra), keep=0)
     save(tmp_path, capture(2, run.net, run.optimizer, {}, {"points": {}}), keep=0)
     names = {"weights.safetensors", "optimizer.safetensors", "state.json"}
-    manifests = [json.loads((tmp_path / f"step-{step}" / "manifest.json").read_text()) for step in (1, 2)]
+    manifests = [json.loads((tmp_path / f"step-{step}" / "manifest.json").read_text())["files"] for step in (1, 2)]
     assert set(manifests[0]) == names | {"ema.safetensors", "points.safetensors"} and set(manifests[1]) == names
     assert_same(load_file(tmp_path / "step-1" / "points.safetensors"), points)
     found, plain = at(tmp_path, 1), at(tmp_path, 2)
@@ -199,6 +201,66 @@ def test_protected_checkpoints_stay(tmp_path):
     assert steps(tmp_path) == [5, 6]
     save(tmp_path, run.capture(7), keep=0)
     assert steps(tmp_path) == [5, 6, 7]
+
+
+def test_which_checkpoints_are_superseded():
+    steps = list(range(0, 1100, 100))
+    assert superseded(steps, 1000, last=2, every=0, protected=set()) == steps[:-2]
+    assert superseded(steps, 1000, last=2, every=300, protected={0, 500}) == [100, 200, 400, 700, 800]
+    assert superseded(steps, 1000, last=2, every=300, protected=set())[0] == 0  # the start is no multiple that counts
+    assert superseded(steps, 1000, last=0, every=300, protected=set()) == []
+    assert superseded([100, 150, 900], 150, last=1, every=0, protected=set()) == [100]  # 900 is damaged: not counted
+
+
+def test_multiples_stay(tmp_path):
+    run = Run("adamw")
+    for step in range(1, 8):
+        save(tmp_path, run.capture(step), keep=1, keep_every=3)
+    assert steps(tmp_path) == [3, 6, 7]
+
+
+def test_a_damaged_later_checkpoint_costs_no_whole_one(tmp_path):
+    run = Run("adamw")
+    for step in (1, 9):
+        save(tmp_path, run.capture(step), keep=0)
+    (tmp_path / "step-9" / "state.json").write_text("{")
+    save(tmp_path, run.capture(2), keep=1)  # the run went on from step 1
+    assert steps(tmp_path) == [2, 9] and newest(tmp_path)[0].step == 2
+
+
+def test_a_damaged_checkpoint_is_replaced(tmp_path):
+    run = Run("adamw")
+    save(tmp_path, run.capture(1), keep=0)
+    (tmp_path / "step-1" / "state.json").write_text("{")
+    save(tmp_path, run.capture(1), keep=0)
+    assert at(tmp_path, 1).step == 1 and steps(tmp_path) == [1]
+
+
+def test_what_was_captured_stays_when_the_run_goes_on():
+    run = Run("adamw")
+    run.train(0, 2)
+    points = {"x_t": torch.randn(2, 3)}
+    captured = capture(2, run.net, run.optimizer, {}, {"ema": run.ema.state(), "points": points})
+    kept = [{name: value.clone() for name, value in part.items()} for part in held(captured)]
+    run.train(2, 4)
+    points["x_t"] += 1
+    assert_same(held(captured), kept)
+    assert not torch.equal(captured.weights["0.weight"], run.net[0].weight)
+
+
+def test_the_next_checkpoint_takes_the_same_memory():
+    run, host = Run("adamw"), Host()
+    places = []
+    for step in range(1, 3):
+        run.train(step - 1, step)
+        captured = capture(step, run.net, run.optimizer, {}, {"ema": run.ema.state()}, host)
+        places.append([value.data_ptr() for part in held(captured) for value in part.values()])
+        assert torch.equal(captured.weights["0.weight"], run.net[0].weight)
+    assert places[0] == places[1] and len(set(places[0])) == len(places[0])
+
+
+def held(captured: checkpoint.Checkpoint) -> list[dict[str, torch.Tensor]]:
+    return [captured.weights, captured.optimizer, *captured.extra.values()]
 
 
 def test_one_step_is_found_if_it_is_whole(tmp_path):
@@ -224,6 +286,27 @@ def test_a_checkpoint_that_was_not_finished_is_not_seen(tmp_path, monkeypatch):
     assert newest(tmp_path)[0].step == 1 and at(tmp_path, 2) is None
     save(tmp_path, run.capture(3), keep=1)
     assert steps(tmp_path) == [3]  # what was left half written is gone too
+
+
+def test_all_is_on_the_disk_before_the_checkpoint_has_its_name(tmp_path, monkeypatch):
+    run, events = Run("adamw"), []
+    save(tmp_path, run.capture(1), keep=1)
+    real_flush, real_rename, real_remove = checkpoint.flush, Path.rename, shutil.rmtree
+
+    def rename(self, target):
+        events.append(("rename", self.name, target.name))
+        return real_rename(self, target)
+
+    monkeypatch.setattr(checkpoint, "flush", lambda path: (events.append(("flush", path.name)), real_flush(path)))
+    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(shutil, "rmtree", lambda path: (events.append(("remove", path.name)), real_remove(path)))
+    save(tmp_path, run.capture(2), keep=1)
+    names = sorted(path.name for path in (tmp_path / "step-2").iterdir())
+    part = next(name for kind, *name in events if kind == "rename")[0]
+    last = [("rename", part, "step-2"), ("flush", tmp_path.name)]
+    assert sorted(events[: len(names)]) == [("flush", name) for name in names] and len(names) == 5
+    assert events[len(names) : len(names) + 3] == [("flush", part), *last]
+    assert [event[:2] for event in events[len(names) + 3 :]] == [("rename", "step-1"), ("remove", events[-1][1])]
 
 
 def test_weights_of_another_network_are_refused(tmp_path):

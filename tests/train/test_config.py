@@ -235,6 +235,7 @@ class TestCheck:
             "train.max_grad_norm",
             "train.checkpointing_steps",
             "train.checkpoints_total_limit",
+            "train.checkpoints_keep_every",
             "validation.steps",
             "validation.images",
             "validation.guidance_scale",
@@ -253,6 +254,18 @@ class TestCheck:
             check(with_value(key, bad))
         assert str(error.value) == f"{key}: {bad} is not from 0 up to below 1"
         check(with_value(key, 0.0))
+
+    def test_checkpoints_are_kept_at_steps_that_have_one(self):
+        def config(every: int, kept: int) -> Config:
+            return replace(Config(), train=TrainConfig(checkpointing_steps=every, checkpoints_keep_every=kept))
+
+        for every, kept in ((500, 750), (500, 100), (0, 500)):
+            with pytest.raises(
+                UserError, match=rf"^train\.checkpoints_keep_every: {kept} is no multiple of .*, {every},"
+            ):
+                check(config(every, kept))
+        for every, kept in ((500, 1000), (500, 500), (500, 0), (0, 0)):
+            check(config(every, kept))
 
     def test_adapters_need_layers(self):
         config = replace(Config(), model=ModelConfig(lora_rank=4, lora_targets=()))

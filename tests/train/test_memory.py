@@ -159,6 +159,17 @@ def test_what_is_in_force_is_not_proposed(pipeline, tiny_pairs, tmp_path):
     large = replace(base, train=lean, data=replace(base.data, resolution=1024))
     assert memory.helps(with_lora(large), 1) == ["data.resolution 512"]
     assert memory.helps(with_lora(replace(base, train=lean)), 1) == ["a model of fewer parameters"]
+    assert memory.helps(
+        with_lora(replace(base, train=replace(lean, gradient_checkpointing="selective", ema=True))), 1
+    ) == [
+        "train.gradient_checkpointing true",
+        "train.offload_ema true",
+    ]
+    sampling = with_lora(replace(base, train=lean, points=Replay(sampled_at_once=8)))
+    assert memory.helps(sampling, 2) == [
+        "train.micro_batch 1 (the same effective batch in smaller parts)",
+        "points.sampled_at_once 2",
+    ]
     followed = replace(lean, reference_decay=0.999, mixed_precision="no")
     assert memory.helps(with_lora(replace(large, train=followed)), 1) == [
         "train.mixed_precision bf16",

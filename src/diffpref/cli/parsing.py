@@ -12,6 +12,7 @@ import tyro
 from diffpref.errors import UserError
 
 T = TypeVar("T")
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?")
 _BOX = re.compile(r"[╭╮╰╯│─]+|^[|]|[|]$|^[|+ ]*-{5,}[|+ ]*$")  # tyro's frames, and those it draws in ASCII
 
 
@@ -73,6 +74,15 @@ def take_value(arguments: list[str], option: str) -> tuple[str | None, list[str]
                 raise UserError(f"{option} needs a value")
             return arguments[place + 1], arguments[:place] + arguments[place + 2 :]
     return None, arguments
+
+
+def seconds_of(text: str, option: str) -> int:
+    """The seconds of a duration such as 3h30m, 2d, 90s or 5400. Raises UserError for anything else, and for none."""
+    match = _DURATION.fullmatch(text)
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0, 0)
+    if not (total := ((days * 24 + hours) * 60 + minutes) * 60 + seconds):
+        raise UserError(f"{option}: {text!r} is no time; write it as 3h30m, 45m, 2d, 90s or in seconds")
+    return total
 
 
 def take_count(arguments: list[str], option: str, usual: int) -> tuple[int, list[str]]:

@@ -22,6 +22,7 @@ from diffpref.models.flow import even_sigmas, flow_schedule, pack, t5, text_leng
 from diffpref.models.network import Network, input_dtype
 from diffpref.models.text import TextPart
 from diffpref.models.vae import Vae, find_vae
+from diffpref.moving import to_device
 from diffpref.train.config import ModelConfig
 from diffpref.types import Cond, Latents
 
@@ -67,7 +68,7 @@ class Flux(LatentBackbone):
             pooled_projections=cond["pooled"].to(dtype),
             encoder_hidden_states=cond["text"].to(dtype),
             txt_ids=torch.zeros(cond["text"].shape[1], 3, device=x_t.device),
-            img_ids=places.to(x_t.device, torch.float32),
+            img_ids=to_device(places.float(), x_t.device),
             return_dict=False,
         )[0]
         return unpack(tokens, h, w)

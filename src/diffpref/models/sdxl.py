@@ -22,6 +22,7 @@ from diffpref.models.backbone import LatentBackbone
 from diffpref.models.network import Network, input_dtype
 from diffpref.models.text import TextPart
 from diffpref.models.vae import Vae, find_vae
+from diffpref.moving import on_device
 from diffpref.schedules import DiffusionSchedule, from_scheduler_config
 from diffpref.train.config import ModelConfig
 from diffpref.types import Cond, Latents, Schedule
@@ -71,7 +72,7 @@ class StableDiffusionXL(LatentBackbone):
         """(rows, 6) or (rows, 5) fp32: the original size, the crop's corner, and the target size or a score."""
         size = [side * self.vae.shrink for side in x_t.shape[-2:]]
         ids = [*size, 0, 0, *([AESTHETIC_SCORE] if self.aesthetic else size)]
-        return torch.tensor(ids, dtype=torch.float32, device=x_t.device).expand(len(x_t), -1)
+        return on_device(ids, x_t.device, torch.float32).expand(len(x_t), -1)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, h, w) of an image's latents; raises UserError for a side that the VAE cannot halve evenly."""

@@ -51,6 +51,7 @@ class Inverted(PlacementTraits):
         import torch
 
         from diffpref.draws import generator
+        from diffpref.moving import to_device
         from diffpref.types import Points
 
         clean = batch.latents
@@ -58,7 +59,7 @@ class Inverted(PlacementTraits):
             raise ValueError(f"inverted points need 2 rows an item, not {len(clean)} for {len(batch.draw)}")
         times = torch.stack([schedule.sample_t(generator(draw, "time")) for draw in batch.draw])
         steps = int((times.max() / self.stride).ceil())
-        t = torch.cat([times, times]).to(clean.device)
+        t = to_device(torch.cat([times, times]), clean.device)
         fresh = [generator(draw, "inversion") for draw in batch.draw]
         x = clean
         with torch.no_grad():
@@ -110,5 +111,7 @@ def _both_sides(generators: list[Generator], like: Tensor) -> Tensor:
     """Normal noise for all rows, each pair's two from its own generator."""
     import torch
 
+    from diffpref.moving import to_device
+
     drawn = [torch.randn(2, *like.shape[1:], generator=generator) for generator in generators]
-    return torch.stack(drawn, dim=1).flatten(0, 1).to(like.device)
+    return to_device(torch.stack(drawn, dim=1).flatten(0, 1), like.device)

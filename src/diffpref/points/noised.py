@@ -55,16 +55,17 @@ def _noised(batch: Batch, schedule: Schedule, copies: int, offset: float, pertur
     import torch
 
     from diffpref.draws import generator
+    from diffpref.moving import to_device
     from diffpref.types import Points
 
     shape = batch.latents.shape[1:]
 
     def drawn(purpose: str, shape: tuple[int, ...]) -> Tensor:
         noises = [torch.randn(shape, generator=generator(draw, purpose)) for draw in batch.draw]
-        return torch.cat([torch.stack(noises)] * copies).to(batch.latents.device)
+        return to_device(torch.cat([torch.stack(noises)] * copies), batch.latents.device)
 
     times = torch.stack([schedule.sample_t(generator(draw, "time")) for draw in batch.draw])
-    t, noise = torch.cat([times] * copies).to(batch.latents.device), drawn("noise", shape)
+    t, noise = to_device(torch.cat([times] * copies), batch.latents.device), drawn("noise", shape)
     if offset:
         noise = noise + offset * drawn("noise offset", (shape[0], 1, 1))
     disturbed = noise + perturbation * drawn("input perturbation", shape) if perturbation else noise

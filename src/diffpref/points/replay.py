@@ -33,10 +33,19 @@ class Replay(PlacementTraits):
     """Optimizer steps from one new trajectory of a place to the next; between them, the kept ones are replayed."""
     policy_copy_steps: int = 1
     """Optimizer steps for which the same copy of the policy samples; 1 samples with the current weights, uncopied."""
+    sampled_at_once: int = 16
+    """At most so many items of an optimizer step, whatever its micro-batches, are sampled together: more is faster, and
+    takes memory (a few rows of a forward without gradients each)."""
     offline_share: float = 0.0
     """Share of items whose second image is the rejected one of a pair of the data instead; above 0 it needs pairs."""
     name: Literal["replay"] = "replay"
-    positive: ClassVar[tuple[str, ...]] = ("steps", "trajectories", "refresh_steps", "policy_copy_steps")
+    positive: ClassVar[tuple[str, ...]] = (
+        "steps",
+        "trajectories",
+        "refresh_steps",
+        "policy_copy_steps",
+        "sampled_at_once",
+    )
     not_negative: ClassVar[tuple[str, ...]] = ("guidance_scale",)
     below_one: ClassVar[tuple[str, ...]] = ("offline_share",)
 

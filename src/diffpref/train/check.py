@@ -49,6 +49,7 @@ def _check_numbers(config: Config) -> None:
         "train.max_grad_norm": train.max_grad_norm,
         "train.checkpointing_steps": train.checkpointing_steps,
         "train.checkpoints_total_limit": train.checkpoints_total_limit,
+        "train.checkpoints_keep_every": train.checkpoints_keep_every,
         "validation.steps": look.steps,
         "validation.images": look.images,
         "validation.guidance_scale": look.guidance_scale,
@@ -82,6 +83,12 @@ def _check_numbers(config: Config) -> None:
 
 def _check_choices(config: Config) -> None:
     model, data, objective, points = config.model, config.data, config.objective, config.points
+    every, kept = config.train.checkpointing_steps, config.train.checkpoints_keep_every
+    if kept and (not every or kept % every):
+        raise UserError(
+            f"train.checkpoints_keep_every: {kept} is no multiple of train.checkpointing_steps, {every}, at whose "
+            "multiples checkpoints are written"
+        )
     if model.lora_rank and not model.lora_targets:
         raise UserError("model.lora_targets: no layer is named, so no adapter would be trained")
     if objective.needs_pairs != points.gives_pairs:

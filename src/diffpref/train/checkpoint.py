@@ -1,8 +1,8 @@
-"""Checkpoints: written beside, flushed, summed, renamed. A folder `step-N` is complete when its manifest.json is there.
+"""Checkpoints: copied to the host, then written beside, summed, flushed, renamed; `kept.py` says which are whole.
 
 Content: `weights.safetensors` (what trains), `optimizer.safetensors` (its tensors, and in the header as JSON how they
 and its numbers fit together), `ema`, `reference` and `points.safetensors` where a run has these, `state.json` (position
-and counters) and `manifest.json` (SHA-256 of each). Nothing is pickled.
+and counters) and `manifest.json` (the sum of each). Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -23,11 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffpref.errors import RunError
-from diffpref.files import disk_full, flush, no_room, sha256
+from diffpref.files import disk_full, flush, no_room
+from diffpref.train.kept import Kept, kept, newest_whole, superseded, write_manifest
 from diffpref.train.optimizers import trained_parameters
-
-MANIFEST = "manifest.json"
-NEEDED = {"weights.safetensors", "optimizer.safetensors", "state.json"}
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,8 @@ class Checkpoint:
 
     optimizer: `<parameter number>.<state name>` -> tensor. layout: the optimizer's state and groups as JSON, in which
     {"tensor": NAME} stands for one of these tensors. extra: by the name of its file what else a run has: the averaged
-    weights (`ema`), a moving `reference`, the replay buffer (`points`).
-    Tensors that were captured from the CPU are the run's own, not copies.
+    weights (`ema`), a moving `reference`, the replay buffer (`points`). copied: what tells that a GPU's copies, which
+    nobody waited for, have arrived.
     """
 
     step: int
@@ -46,6 +44,7 @@ class Checkpoint:
     layout: dict[str, Any]
     state: dict[str, Any]
     extra: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    copied: torch.cuda.Event | None = None
 
     @property
     def size(self) -> int:
@@ -54,26 +53,53 @@ class Checkpoint:
         return sum(tensor.nbytes for part in parts for tensor in part.values())
 
 
+class Host:
+    """Memory on the host for the copies of one checkpoint at a time; the next one takes the same again.
+
+    To pin memory for a GPU's copies, and to touch new memory at all, takes far longer than the copying.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def copy(self, name: str, value: Tensor) -> Tensor:
+        """A copy of a tensor under its name. From a GPU it is only on its way: behind the work that is queued there."""
+        held = self._held.get(name)
+        if held is None or (held.shape, held.dtype) != (value.shape, value.dtype):
+            held = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+            self._held[name] = held
+        return held.copy_(value.detach(), non_blocking=True)
+
+
 def capture(
     step: int,
     net: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
     extra: dict[str, dict[str, Tensor]] | None = None,
+    host: Host | None = None,
 ) -> Checkpoint:
     """The checkpoint of a net's trainable weights and its optimizer after `step` steps; `state` goes into JSON.
 
-    extra: as in Checkpoint; what is empty is left out.
+    All tensors are copies, so that training may go on. extra: as in Checkpoint; what is empty is left out. host: whose
+    memory is used, and must not be in use by a former checkpoint any more.
 
     Raises TypeError for an optimizer that keeps something else than tensors, numbers, texts and lists of these.
     """
-    weights = {name: _on_cpu(value) for name, value in trained_parameters(net).items()}
+    host = host or Host()
+    trained = trained_parameters(net)
+    weights = {name: host.copy(f"weights {name}", value) for name, value in trained.items()}
     held, tensors, names = optimizer.state_dict(), {}, {}
     slots = {str(number): _pack(entry, str(number), tensors, names) for number, entry in held["state"].items()}
     groups = [{name: value for name, value in group.items() if name != "params"} for group in held["param_groups"]]
     layout = {"state": slots, "groups": _pack(groups, "groups", tensors, names)}
-    kept = {name: {k: _on_cpu(v) for k, v in found.items()} for name, found in (extra or {}).items() if found}
-    return Checkpoint(step, weights, tensors, layout, state, kept)
+    tensors = {name: host.copy(f"optimizer {name}", value) for name, value in tensors.items()}
+    more = {
+        part: {name: host.copy(f"{part} {name}", value) for name, value in found.items()}
+        for part, found in (extra or {}).items()
+        if found
+    }
+    return Checkpoint(step, weights, tensors, layout, state, more, _mark(next(iter(trained.values())).device))
 
 
 def restore(checkpoint: Checkpoint, net: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -89,84 +115,96 @@ def restore(checkpoint: Checkpoint, net: torch.nn.Module, optimizer: torch.optim
     kept = _unpack(checkpoint.layout["groups"], tensors)
     groups = [now | before for now, before in zip(optimizer.state_dict()["param_groups"], kept, strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    _as_laid_out(optimizer)
 
 
-def save(folder: Path, checkpoint: Checkpoint, keep: int, protected: Set[int] = frozenset()) -> Path:
-    """Write `folder/step-N` and, once it is complete, remove the oldest beyond `keep` (0 keeps all).
+def _as_laid_out(optimizer: torch.optim.Optimizer) -> None:
+    """Lay the optimizer's tensors out in memory as their parameters are: fused steps go through both side by side."""
+    for parameter, slots in optimizer.state.items():
+        for name, value in slots.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                slots[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
-    protected: steps whose checkpoints stay, however old. Raises RunError where it does not fit on the disk; nothing of
-    it is left then.
+
+def save(
+    folder: Path, checkpoint: Checkpoint, keep: int, protected: Set[int] = frozenset(), keep_every: int = 0
+) -> Path:
+    """Write `folder/step-N` and, once it is complete, remove what `superseded` says.
+
+    keep: so many of the newest stay; 0 keeps all. keep_every: those of a multiple of so many steps stay too.
+    protected: steps whose checkpoints stay, however old. Raises RunError where it does not fit on the disk, and OSError
+    or SafetensorError where it cannot be written; then nothing of it is left, and no other checkpoint is touched.
     """
     target = folder / f"step-{checkpoint.step}"
-    part = folder / f".{target.name}-{uuid.uuid4().hex[:8]}.part"
+    part = _aside(target)
+    for leftover in folder.glob(".step-*.part"):  # of a run that was killed
+        shutil.rmtree(leftover)
+    if checkpoint.copied:
+        checkpoint.copied.synchronize()
     try:
         part.mkdir(parents=True)
         if shutil.disk_usage(part).free < checkpoint.size:  # seen before all the room that there is has been taken
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        _write(part, checkpoint)
+        save_file(checkpoint.weights, part / "weights.safetensors")
+        save_file(checkpoint.optimizer, part / "optimizer.safetensors", {"layout": json.dumps(checkpoint.layout)})
+        for name, tensors in checkpoint.extra.items():
+            save_file(tensors, part / f"{name}.safetensors")
+        state = {**checkpoint.state, "step": checkpoint.step}
+        (part / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+        write_manifest(part)
+        for path in [*part.iterdir(), part]:
+            flush(path)
+        if target.exists():  # a damaged one, which a resume passed over
+            _remove(target)
+        part.rename(target)
     except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
         if disk_full(error):
             raise RunError(_too_large(folder, checkpoint)) from error
         raise
-    if target.exists():
-        shutil.rmtree(target)
-    part.rename(target)
     flush(folder)
-    if keep:
-        for step, old in _complete(folder)[:-keep]:
-            if step not in protected:
-                shutil.rmtree(old)
-    for leftover in folder.glob(".step-*.part"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    steps = {found.step: found.path for found in kept(folder)}
+    for step in superseded(steps, checkpoint.step, keep, keep_every, protected):
+        _remove(steps[step])
     return target
 
 
 def _too_large(folder: Path, checkpoint: Checkpoint) -> str:
-    stays = [step for step, _ in _complete(folder)]
-    before = f"that of step {stays[-1]} stays" if stays else "there is none before it"
+    stays = max((found.step for found in kept(folder)), default=None)
+    before = "there is none before it" if stays is None else f"that of step {stays} stays"
     return (
         f"the checkpoint of step {checkpoint.step} needs {checkpoint.size:,} bytes: {no_room(folder)}; {before}: make "
         "room (train.checkpoints_total_limit 1 keeps one at a time), then add --resume"
     )
 
 
-def _write(part: Path, checkpoint: Checkpoint) -> None:
-    """Fill a folder with a checkpoint's files, down to the disk."""
-    save_file(checkpoint.weights, part / "weights.safetensors")
-    save_file(checkpoint.optimizer, part / "optimizer.safetensors", {"layout": json.dumps(checkpoint.layout)})
-    for name, tensors in checkpoint.extra.items():
-        save_file(tensors, part / f"{name}.safetensors")
-    state = {**checkpoint.state, "step": checkpoint.step}
-    (part / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-    sums = {path.name: sha256(path) for path in sorted(part.iterdir())}
-    (part / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
-    for path in [*part.iterdir(), part]:
-        flush(path)
-
-
 def newest(folder: Path) -> tuple[Checkpoint | None, list[Path]]:
-    """The newest checkpoint whose files match their sums (None if there is none), and the damaged ones passed over."""
-    damaged = []
-    for step, path in reversed(_complete(folder)):
-        if _intact(path):
-            return _load(step, path), damaged
-        damaged.append(path)
-    return None, damaged
+    """The newest checkpoint that is whole (None if there is none), and the damaged ones passed over."""
+    found, damaged = newest_whole(folder)
+    return load(found) if found else None, [each.path for each in damaged]
 
 
 def at(folder: Path, step: int) -> Checkpoint | None:
-    """The checkpoint of one step, if it is there and its files match their sums."""
-    path = folder / f"step-{step}"
-    return _load(step, path) if _intact(path) else None
+    """The checkpoint of one step, if it is there and whole."""
+    found = Kept(step, folder / f"step-{step}")
+    return load(found) if found.damage is None else None
 
 
-def _load(step: int, path: Path) -> Checkpoint:
-    parts = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
-    with safe_open(path / "optimizer.safetensors", "pt") as file:
+def load(found: Kept) -> Checkpoint:
+    """Read a checkpoint that is known to be whole."""
+    parts = {name: load_file(found.path / f"{name}.safetensors") for name in found.parts}
+    with safe_open(found.path / "optimizer.safetensors", "pt") as file:
         layout = json.loads(file.metadata()["layout"])
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    return Checkpoint(step, parts.pop("weights"), parts.pop("optimizer"), layout, state, parts)
+    return Checkpoint(found.step, parts.pop("weights"), parts.pop("optimizer"), layout, found.state(), parts)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}.part")
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint; killed meanwhile, it leaves none that looks damaged."""
+    shutil.rmtree(path.rename(_aside(path)))
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor], names: dict[Any, str]) -> Any:
@@ -178,7 +216,7 @@ def _pack(value: Any, name: str, tensors: dict[str, Tensor], names: dict[Any, st
     if isinstance(value, Tensor):
         place = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
         if place not in names:
-            names[place], tensors[name] = name, _on_cpu(value)
+            names[place], tensors[name] = name, value
         return {"tensor": names[place]}
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {"dict": {key: _pack(entry, f"{name}.{key}", tensors, names) for key, entry in value.items()}}
@@ -203,18 +241,10 @@ def _unpack(packed: Any, tensors: dict[str, Tensor]) -> Any:
     return {key: _unpack(entry, tensors) for key, entry in packed["dict"].items()}
 
 
-def _on_cpu(value: Tensor) -> Tensor:
-    return value.detach().cpu().contiguous()
-
-
-def _complete(folder: Path) -> list[tuple[int, Path]]:
-    named = [path for path in folder.glob("step-*") if (path / MANIFEST).is_file()]
-    return sorted((int(path.name.removeprefix("step-")), path) for path in named)
-
-
-def _intact(path: Path) -> bool:
-    try:
-        sums = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        return set(sums) >= NEEDED and all(sha256(path / name) == total for name, total in sums.items())
-    except (OSError, ValueError, TypeError):
-        return False
+def _mark(device: torch.device) -> torch.cuda.Event | None:
+    """An event behind what is queued on a GPU by now. Who waits for it sleeps, and takes no core."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event(blocking=True)
+    event.record(torch.cuda.current_stream(device))
+    return event

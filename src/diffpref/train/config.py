@@ -168,7 +168,9 @@ class TrainConfig:
     checkpointing_steps: int = 500
     """Steps between checkpoints; 0 writes none but the last."""
     checkpoints_total_limit: int = 2
-    """Older complete checkpoints are removed; 0 keeps all."""
+    """So many of the newest stay; older ones are removed once a new one is complete. 0 keeps all."""
+    checkpoints_keep_every: int = 0
+    """Those of a multiple of so many steps stay too, however old; 0 keeps none for that."""
     logging_steps: int = 1
     """Steps between lines of `metrics.jsonl`; the last step is logged always."""
     seed: int = 0

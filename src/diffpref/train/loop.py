@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from accelerate.utils import broadcast_object_list
 from diffpref.data.ahead import Ahead
 from diffpref.data.choice import Choice
 from diffpref.data.loader import Loader
+from diffpref.errors import Stopped
 from diffpref.files import made_beside
 from diffpref.models.loading import check_model, load_backbone, scheduler_config_of, weights_dtype
+from diffpref.models.speed import channels_last, checkpoint_activations, compile_blocks
 from diffpref.points import Replay
 from diffpref.progress import Bar
 from diffpref.reference import MovingReference, adapters_off, frozen_copy
@@ -27,7 +30,7 @@ from diffpref.sampling import refuse_sampler
 from diffpref.schedules import from_scheduler_config
 from diffpref.train import validation
 from diffpref.train.calibration import calibrated_objective, wants_calibration
-from diffpref.train.config import Config
+from diffpref.train.config import Config, TrainConfig
 from diffpref.train.determinism import deterministic
 from diffpref.train.faults import told
 from diffpref.train.fitting import settled, take
@@ -39,22 +42,25 @@ from diffpref.train.profiling import Profiler, unmeasured
 from diffpref.train.run_folder import RunFolder
 from diffpref.train.state import RunState
 from diffpref.train.step import Learner
+from diffpref.train.stopping import Stop
+from diffpref.train.writer import Writer
 
 log = logging.getLogger("diffpref")
 
 
-def train(config: Config, resume: bool = False, profile: int = 0) -> Path:
+def train(config: Config, resume: bool = False, until: float | None = None, profile: int = 0) -> Path:
     """Train as configured and return the run folder; `resume` goes on from its newest valid checkpoint.
 
-    profile: so many steps are measured, see profiling.py.
+    until: the time of `time.monotonic` at which the run stops if it is not done. profile: so many steps are measured,
+    see profiling.py.
     Raises UserError for wrong input, RunError when three steps in a row have no finite gradient, the guard stops, or
-    memory, disk or another process fails.
+    memory, disk or another process fails, and Stopped after SIGINT, SIGTERM or SIGUSR1 or at that time.
     """
-    with told(config), deterministic(config.train.deterministic):
-        return _train(config, resume, profile)
+    with told(config), deterministic(config.train.deterministic), Stop(until) as stop:
+        return _train(config, resume, profile, stop)
 
 
-def _train(config: Config, resume: bool, profile: int) -> Path:
+def _train(config: Config, resume: bool, profile: int, stop: Stop) -> Path:
     end_with_launcher()
     accelerator = Accelerator(
         mixed_precision=config.train.mixed_precision,
@@ -72,13 +78,14 @@ def _train(config: Config, resume: bool, profile: int) -> Path:
     torch.manual_seed(config.train.seed)  # the adapters' first values; samples draw from their own generators
     backbone = load_backbone(config.model, accelerator.device, weights, trainable=True)
     loader, heldout, choice = open_preferences(config, backbone, accelerator, dataset)
+    quick = partial(_made_quick, train=config.train, device=accelerator.device)
     reference, moving = None, None
     if config.train.reference_decay is not None:
-        reference = moving = MovingReference(backbone, config.train.reference_decay)
+        reference = moving = MovingReference(backbone, config.train.reference_decay, quick)
     elif config.objective.needs_reference:
-        reference = adapters_off(backbone) if config.model.lora_rank else frozen_copy(backbone)
-    if config.train.gradient_checkpointing:
-        backbone.net.enable_gradient_checkpointing()
+        reference = adapters_off(backbone) if config.model.lora_rank else frozen_copy(backbone, quick)
+    quick(backbone.net)  # the copy was made of the network as it was loaded
+    checkpoint_activations(backbone.net, config.train.gradient_checkpointing)
     trained = [parameter for parameter in backbone.net.parameters() if parameter.requires_grad]
     optimizer: Any = make_optimizer(trained, config.train)
     place = make_placer(config.points, backbone, reference, config.train, accelerator)
@@ -102,42 +109,54 @@ def _train(config: Config, resume: bool, profile: int) -> Path:
 
     def look(step: int) -> bool:
         """Validate, on the main process; the others wait. Whether the score is the best so far, in every process."""
-        best = [False]
+        best, cut = False, False
         if accelerator.is_main_process:
-            with state.shown_weights(), validation.undisturbed():
-                if heldout is not None:
-                    with accelerator.autocast():
-                        found = validation.heldout_metrics(
-                            backbone, reference, learner.objective, place, heldout, config.validation
-                        )
+            heldout_found, drawn_found = {}, {}
+            uncompiled = torch.compiler.set_stance("force_eager")  # its batches have sizes of their own
+            try:  # cut while the weights are the shown ones, which are put back then
+                with state.shown_weights(), validation.undisturbed(), stop.at_once(), uncompiled:
+                    if heldout is not None:
+                        with accelerator.autocast():
+                            heldout_found = validation.heldout_metrics(
+                                backbone, reference, learner.objective, place, heldout, config.validation
+                            )
+                    folder = run.samples / f"step-{step}"
+                    drawn_found = validation.sample_images(
+                        backbone, folder, config.validation, config.data.resolution, accelerator.device
+                    )
+            except Stopped:
+                cut = True
+            else:
+                for found in filter(None, (heldout_found, drawn_found)):
                     run.log({"step": step, **found})
-                folder = run.samples / f"step-{step}"
-                found = validation.sample_images(
-                    backbone, folder, config.validation, config.data.resolution, accelerator.device
-                )
-                if found:
-                    run.log({"step": step, **found})
-                if scorer := validation.first_scorer(found):
-                    best = [run.mark_best(scorer) == step]
-        broadcast_object_list(best)  # waits
-        return best[0]
+                if scorer := validation.first_scorer(drawn_found):
+                    best = run.mark_best(scorer) == step
+        told = [best, cut, stop.wanted]
+        broadcast_object_list(told)  # waits
+        state.looked = not told[1]
+        stop.hear(told[2])
+        return bool(told[0])
 
-    if state.step == 0:
-        look(0)
-        if config.guard.action == "rollback":
-            state.keep()  # there must be something to go back to
-    clock = _Clock(learner.items, data)
+    stop.among(accelerator)
+    clock = _Clock(learner.items, data, state.writer)
     bar = Bar("training", config.train.max_steps, "steps", state.step, shown=accelerator.is_main_process)
     try:
-        with bar:
-            while state.step < config.train.max_steps:
+        with stop.noted(), bar:
+            if state.kept is None:
+                look(0)
+                if config.guard.action == "rollback" and not stop.agreed:
+                    state.keep()  # there must be something to go back to
+            elif not state.looked:  # the run was stopped while it looked
+                look(state.step)
+            while state.step < config.train.max_steps and not stop.agreed:
                 if profiler:
                     profiler.next()
+                stop.ask()
                 state.set_learning_rate()
-                learner, step = take(learner, config, state, optimizer)
-                state.step, entry = state.step + 1, step.entry
-                state.count(step)
-                if step.skipped is None:
+                learner, taken = take(learner, config, state, optimizer)
+                state.step, state.looked, entry = state.step + 1, True, taken.entry
+                state.count(taken)
+                if taken.skipped is None:
                     with region("average"):
                         state.average()
                 clock.count()
@@ -147,6 +166,7 @@ def _train(config: Config, resume: bool, profile: int) -> Path:
                     seen = {"step": state.step, "pairs_seen": state.step * learner.items}
                     with region("log"):
                         run.log({**seen, **entry, "steps_skipped": state.skipped, **clock.rate()})
+                state.writer.check()
                 with clock.stopped():
                     state.watch(entry)
                     with region("validation"):
@@ -155,11 +175,15 @@ def _train(config: Config, resume: bool, profile: int) -> Path:
                     if planned or (best and config.validation.keep_best):
                         with region("checkpoint"):
                             state.keep(planned)
-    except KeyboardInterrupt:
-        log.warning("interrupted at step %d; add --resume to go on from the last checkpoint", state.step)
-        raise
+            if stop.agreed and state.step not in (0, state.kept):
+                state.keep(planned=False)
+            state.finish()
+            stop.reached = state.kept
+        if stop.agreed:
+            raise stop.stopped()
     finally:
         data.close()
+        state.writer.close()
         if profiler:
             profiler.finish()
     if accelerator.is_main_process:
@@ -182,6 +206,12 @@ def _refuse_samplers(config: Config) -> None:
     if isinstance(config.points, Replay):
         refuse_sampler(config.points.sampler, scheduler, "points.sampler")
     from_scheduler_config(scheduler)  # refuses an unknown prediction type
+
+
+def _made_quick(net: torch.nn.Module, train: TrainConfig, device: torch.device) -> None:
+    channels_last(net, train.channels_last, device)
+    if train.compile:
+        compile_blocks(net)
 
 
 def _due(step: int, every: int) -> bool:
@@ -216,22 +246,28 @@ def _list_skipped(loader: Loader, run: RunFolder) -> None:
 
 @dataclass
 class _Clock:
-    """Items a second since the last reading, and the share of waiting for data, without validation and saving."""
+    """Items a second since the last reading, and the shares of waiting for data and for checkpoints.
+
+    Validation counts for nothing, and waiting for checkpoints not for the items a second.
+    """
 
     items: int
     data: Ahead
+    writer: Writer
 
     def __post_init__(self) -> None:
-        self._started, self._steps, self._waited = time.perf_counter(), 0, self.data.waited
+        self._start(time.perf_counter())
 
     def count(self) -> None:
         self._steps += 1
 
     def rate(self) -> dict[str, float]:
         now = time.perf_counter()
-        seconds, waited = max(now - self._started, 1e-9), self.data.waited - self._waited
-        found = {"pairs_per_second": self._steps * self.items / seconds, "data_wait": waited / seconds}
-        self._started, self._steps, self._waited = now, 0, self.data.waited
+        data, kept = self.data.waited - self._data, self.writer.waited - self._kept
+        seconds = max(now - self._started, 1e-9)
+        found = {"pairs_per_second": self._steps * self.items / seconds, "data_wait": data / seconds}
+        found["checkpoint_wait"] = kept / (seconds + kept)
+        self._start(now)
         return found
 
     @contextlib.contextmanager
@@ -239,3 +275,6 @@ class _Clock:
         before = time.perf_counter()
         yield
         self._started += time.perf_counter() - before
+
+    def _start(self, now: float) -> None:
+        self._started, self._steps, self._data, self._kept = now, 0, self.data.waited, self.writer.waited

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from diffpref.points import Replay
 from diffpref.train.config import Config
 
 MARGIN = 0.08  # of the memory that is free, kept for what trying does not see: fragments, validation, other shapes
@@ -39,7 +40,7 @@ def helps(config: Config, micro: int) -> list[str]:
     found = []
     if (smaller := half(micro, own)) is not None:
         found.append(f"train.micro_batch {smaller} (the same effective batch in smaller parts)")
-    if not train.gradient_checkpointing:
+    if train.gradient_checkpointing is not True:
         found.append("train.gradient_checkpointing true")
     if whole:
         found.append(f"model.lora_rank {RANK} (in place of the whole network)")
@@ -47,6 +48,10 @@ def helps(config: Config, micro: int) -> list[str]:
         found.append("train.optimizer adamw8bit")
     if train.mixed_precision == "no":
         found.append("train.mixed_precision bf16")
+    if train.ema and not train.offload_ema:
+        found.append("train.offload_ema true")
+    if isinstance(config.points, Replay) and config.points.sampled_at_once > micro:
+        found.append(f"points.sampled_at_once {micro}")
     if train.reference_decay is not None and not whole:
         found.append("no train.reference_decay (its reference is a second network)")
     smaller_side = max(config.data.resolution // 2 // SIDE * SIDE, SIDE)

@@ -20,6 +20,10 @@ class Placer(Protocol):
 
     def __call__(self, batch: Batch) -> Points: ...
 
+    def prepare(self, batches: list[Batch]) -> None:
+        """Hear of all micro-batches of an optimizer step, before the points of the first are asked for."""
+        ...
+
     def state(self) -> dict[str, Tensor]: ...
 
     def restore(self, state: dict[str, Tensor]) -> None: ...
@@ -39,6 +43,9 @@ class Stateless:
 
     def __call__(self, batch: Batch) -> Points:
         return self.place(batch)
+
+    def prepare(self, batches: list[Batch]) -> None:
+        """Nothing to prepare."""
 
     def state(self) -> dict[str, Tensor]:
         return {}
@@ -61,7 +68,7 @@ def make_placer(
         share = Share(
             train.batch_size, train.gradient_accumulation_steps, accelerator.process_index, accelerator.num_processes
         )
-        return ReplayBuffer(points, backbone, share, accelerator.gather)
+        return ReplayBuffer(points, backbone, share, accelerator.gather, steady=train.compile)
     if isinstance(points, Inverted):
         return Stateless(lambda batch: points(batch, backbone.schedule, backbone.predict))
     return Stateless(lambda batch: points(batch, backbone.schedule))

@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from diffpref.errors import UserError
-from diffpref.files import write_whole
+from diffpref.files import flush, write_whole
 from diffpref.redaction import command
 from diffpref.train.config import Config
 from diffpref.train.config_file import from_yaml, to_yaml
 
 # What may change between a run and its continuation without making it another run.
 # The batch may be split otherwise: `resume` compares what the parts multiply to.
-FREE_TO_CHANGE = {"checkpointing_steps", "checkpoints_total_limit", "logging_steps", "max_steps"}
+FREE_TO_CHANGE = {"checkpointing_steps", "checkpoints_total_limit", "checkpoints_keep_every"}
+FREE_TO_CHANGE |= {"logging_steps", "max_steps", "process_timeout"}
 FREE_TO_CHANGE |= {"batch_size", "gradient_accumulation_steps", "micro_batch", "halve_on_out_of_memory"}
-FREE_TO_CHANGE |= {"process_timeout", "gradient_checkpointing"}  # the latter is what helps a run that ran out of memory
+FREE_TO_CHANGE |= {"gradient_checkpointing", "compile", "channels_last", "offload_ema", "sampled_at_once"}  # last bits
+SPEEDS = ("pairs_per_second", "data_wait", "checkpoint_wait")  # all of metrics.jsonl that depends on the machine
 SCORE = "validation_score"  # in metrics.jsonl: the mean by the first scorer; with _NAME behind it that by each
 
 
@@ -53,18 +55,34 @@ class RunFolder:
         """Make the folder this run's: write its configuration and what it runs on."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-            environment = json.dumps(_environment(), indent=1)
-            (self.path / "environment.json").write_text(environment, encoding="utf-8")
         except OSError as error:
             raise UserError(f"output_dir: cannot write {self.path}: {error.strerror}") from error
+        write_whole(self.path / "config.yaml", to_yaml(config).encode())
+        write_whole(self.path / "environment.json", json.dumps(_environment(), indent=1).encode())
 
-    def rewind_metrics(self, step: int) -> None:
-        """Forget logged lines after `step`: the run goes on from there and will log them again."""
+    def rewind_metrics(self, step: int, looked: bool = True) -> None:
+        """Forget logged lines after `step`: the run goes on from there and will log them again.
+
+        Not `looked`: so will it those of looking at that step.
+        """
         if not self._metrics.is_file():
             return
-        kept = [line for line in self._metrics.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+
+        def stays(line: str) -> bool:
+            try:
+                entry = json.loads(line)
+                looks = any(key.startswith(("heldout_", SCORE)) for key in entry)
+                return entry["step"] < step or (entry["step"] == step and (looked or not looks))
+            except (ValueError, KeyError):  # a line cut off when the run was killed
+                return False
+
+        kept = [line for line in self._metrics.read_text(encoding="utf-8").splitlines() if stays(line)]
         write_whole(self._metrics, "".join(line + "\n" for line in kept).encode())
+
+    def flush_metrics(self) -> None:
+        """Bring metrics.jsonl onto the disk, so that it is never behind a checkpoint."""
+        if self._metrics.is_file():
+            flush(self._metrics)
 
     def mark_best(self, scorer: str) -> int | None:
         """Name in checkpoints/best.json the step after 0 with the highest mean score by `scorer`; that step.
@@ -98,13 +116,6 @@ class RunFolder:
         """Append one object to metrics.jsonl."""
         with self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):  # a line cut off when the run was killed
-        return float("inf")
 
 
 def _refuse_changes(held: Config, config: Config, file: Path) -> None:

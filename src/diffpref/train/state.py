@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from diffpref.errors import RunError, UserError
 from diffpref.objectives import Objective
@@ -18,11 +20,13 @@ from diffpref.train.checkpoint import Checkpoint
 from diffpref.train.config import Config
 from diffpref.train.ema import EMA
 from diffpref.train.guard import Guard
+from diffpref.train.kept import newest_whole
 from diffpref.train.optimizers import evaluation_weights, make_lr_schedule
 from diffpref.train.placing import Placer
 from diffpref.train.run_folder import RunFolder
 from diffpref.train.spikes import Spikes
 from diffpref.train.step import NOT_FINITE, Step
+from diffpref.train.writer import Writer
 from diffpref.types import Backbone
 
 log = logging.getLogger("diffpref")
@@ -46,6 +50,9 @@ class RunState:
         self.spikes = Spikes(config.train.skip_spikes) if config.train.skip_spikes else None
         self.beta: float | None = None  # what `auto` was found to be
         self.split: dict[str, Any] | None = None  # how many items go through the networks at once: see fitting.py
+        self.looked = True  # whether what is due after this step's end, to look at it, is done
+        self.kept: int | None = None  # the step of the newest checkpoint, which may still be being written
+        self.writer = Writer()
         self._config, self._run, self._accelerator = config, run, accelerator
         self._net, self._optimizer, self._place = backbone.net, optimizer, place
         train = config.train
@@ -117,6 +124,7 @@ class RunState:
         elif verdict == "stop":
             raise RunError(self._guard.message)
         elif verdict == "rollback" and self._guard.good is not None:
+            self.finish()
             found = checkpoint.at(self._run.checkpoints, self._guard.good)
             if found is None:
                 raise RunError(f"{self._guard.message}; the checkpoint of step {self._guard.good} is damaged")
@@ -124,53 +132,78 @@ class RunState:
             log.warning("%s; back to the weights of step %d", self._guard.message, found.step)
 
     def keep(self, planned: bool = True) -> None:
-        """Write a checkpoint, on the main process; the others wait.
+        """Take a checkpoint, on the main process; it is written while the training goes on.
 
-        One that is not planned is there because of its score; the guard does not go back to it, for what is looked at
-        must not change the training.
+        One that is not planned is there because of its score or because the run stops; the guard does not go back to
+        it, for neither may change the training. Raises RunError if the checkpoint before it could not be written.
         """
         points = self._place.state()  # of all processes, which it joins
         if planned:
             self._guard.kept(self.step)
-        if self._accelerator.is_main_process:
-            scaler = self._accelerator.scaler.state_dict() if self._accelerator.scaler else None
-            state = {"items_per_step": self._items, "non_finite": self.non_finite, "scaler": scaler, "beta": self.beta}
-            state |= {"guard": self._guard.state(), "skipped": self.skipped, "split": self.split}
-            state["spikes"] = self.spikes.state() if self.spikes else None
-            extra = {"points": points}
-            extra["ema"] = self._ema.state() if self._ema else {}
-            extra["reference"] = self._reference.state() if self._reference else {}
-            captured = checkpoint.capture(self.step, self._net, self._optimizer, state, extra)
-            limit = self._config.train.checkpoints_total_limit
-            protected = {self._guard.good or 0} if self._config.guard.action == "rollback" else set()
-            if self._config.validation.keep_best and (best := self._run.best()):
-                protected = protected | {best["step"]}
-            checkpoint.save(self._run.checkpoints, captured, limit, protected)
+        self.kept = self.step
+        if not self._accelerator.is_main_process:
+            return
+        scaler = self._accelerator.scaler.state_dict() if self._accelerator.scaler else None
+        state = {"items_per_step": self._items, "processes": self._accelerator.num_processes, "looked": self.looked}
+        state |= {"non_finite": self.non_finite, "scaler": scaler, "beta": self.beta, "guard": self._guard.state()}
+        state |= {"skipped": self.skipped, "spikes": self.spikes.state() if self.spikes else None, "split": self.split}
+        extra = {"points": points}
+        extra["ema"] = self._ema.state() if self._ema else {}
+        extra["reference"] = self._reference.state() if self._reference else {}
+        train, run, step = self._config.train, self._run, self.step
+        protected = {self._guard.good or 0} if self._config.guard.action == "rollback" else set()
+        if self._config.validation.keep_best and (best := run.best()):
+            protected = protected | {best["step"]}
+
+        def save(captured: Checkpoint) -> Path:
+            run.flush_metrics()
+            limit, every = train.checkpoints_total_limit, train.checkpoints_keep_every
+            return checkpoint.save(run.checkpoints, captured, limit, protected, every)
+
+        self.writer.write(lambda host: checkpoint.capture(step, self._net, self._optimizer, state, extra, host), save)
+
+    def finish(self) -> None:
+        """Wait, in all processes, until the newest checkpoint is complete. Raises RunError if it cannot be written."""
+        self.writer.wait()
         self._accelerator.wait_for_everyone()
 
     def resume(self) -> None:
-        """Go on from the newest valid checkpoint, or from the start if there is none."""
-        found, damaged = checkpoint.newest(self._run.checkpoints)
-        for path in damaged:
-            log.warning("%s is damaged and was passed over", path)
-        if found:
+        """Go on from the newest checkpoint that is whole, or from the start if there is none.
+
+        The main process chooses. Raises UserError for another effective batch, RunError where a process does not find
+        the main one's checkpoint.
+        """
+        chosen: list[int | None] = [None]
+        if self._accelerator.is_main_process:
+            newest, damaged = newest_whole(self._run.checkpoints)
+            for each in damaged:
+                log.warning("%s is damaged and was passed over: %s", each.path, each.damage)
+            chosen = [newest.step if newest else None]
+        broadcast_object_list(chosen)
+        step = chosen[0]
+        if step is not None:
+            found = checkpoint.at(self._run.checkpoints, step)
+            if found is None:
+                rank = self._accelerator.process_index
+                raise RunError(f"{self._run.checkpoints / f'step-{step}'} is not whole as process {rank} sees it")
             if found.state["items_per_step"] != self._items:
                 raise UserError(
                     f"train.batch_size x train.gradient_accumulation_steps x processes is {self._items}, but the run "
                     f"to resume has {found.state['items_per_step']}"
                 )
             self._restore(found)
-            self.step, self.non_finite, self.beta = found.step, found.state["non_finite"], found.state["beta"]
-            self.skipped, self.split = found.state["skipped"], found.state.get("split")
+            self.step = self.kept = found.step
+            self.non_finite, self.beta, self.looked = (found.state[key] for key in ("non_finite", "beta", "looked"))
+            self.skipped, self.split = found.state.get("skipped", 0), found.state.get("split")
             self._guard.restore(found.state["guard"])
-            if self.spikes:
+            if self.spikes and found.state.get("spikes"):
                 self.spikes.restore(found.state["spikes"])
             self._place.restore(found.extra.get("points", {}))
             if self._accelerator.scaler:
                 self._accelerator.scaler.load_state_dict(found.state["scaler"])
             log.info("going on from step %d", self.step)
         if self._accelerator.is_main_process:
-            self._run.rewind_metrics(self.step if found else -1)
+            self._run.rewind_metrics(-1 if step is None else step, self.looked)
             if best := self._run.best():
                 self._run.mark_best(best["scorer"])  # of steps that will be taken again there is no best one yet
         self._accelerator.wait_for_everyone()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,23 +88,24 @@ class Learner:
 
     def step(self, number: int, optimizer: Any) -> Step:
         """Take step `number`, counted from 0. The host waits for the device once: see seen.py."""
-        micros = self.micros
-        waiting = self._gain_ahead(number) if self.objective.needs_mean_gain and micros > 1 else None
-        seen, looks = Seen(self.items), []
-        for micro in range(micros):
-            with self._synchronised(last=micro == micros - 1):
-                look = waiting.looks[micro] if waiting else self.look(number, micro)
-                losses, metrics = self.descend(look, waiting.mean if waiting else None)
+        seen, again, mean_gain = Seen(self.items), [], None
+        looks = self._looks(number)
+        if self.objective.needs_mean_gain and self.micros > 1:
+            waiting = list(looks)
+            looks, mean_gain = iter(waiting), self._gain_ahead(waiting)
+        for micro, look in enumerate(looks):
+            with self._synchronised(last=micro == self.micros - 1):
+                losses, metrics = self.descend(look, mean_gain)
             seen.add([place - number * self.items for place in self.places(number, micro)], look.names, losses, metrics)
             if not isinstance(self.place, Stateless):
-                looks.append(look)  # which cannot be had again
+                again.append(look)  # which cannot be had once more
 
         with self.region("clip"):
             limit = self.train.max_grad_norm or math.inf
             grad_norm: Any = self.accelerator.clip_grad_norm_(self.policy.net.parameters(), limit)
         with self.region("read"):
             told = seen.read(self.accelerator, grad_norm)
-        skipped, items = self._verdict(number, seen, told, looks, optimizer)
+        skipped, items = self._verdict(number, seen, told, again, optimizer)
         with self.region("optimizer"):
             scaler = self.accelerator.scaler
             if skipped == SPIKE and scaler is not None:
@@ -154,12 +156,15 @@ class Learner:
         own = range(micro * self.micro, (micro + 1) * self.micro)
         return [number * self.items + (item // size * shares + process) * size + item % size for item in own]
 
-    def look(self, number: int, micro: int) -> Look:
-        """The points of a micro-batch and what the reference predicts there."""
+    def batch(self, number: int, micro: int) -> Batch:
+        """A micro-batch, and the start on reading the one that follows it."""
         after = (number + 1, 0) if micro + 1 == self.micros else (number, micro + 1)
         with self.region("data"):
-            batch = self.data.batch(self.places(number, micro), lambda: self.places(*after))
-        return self.see(batch)
+            return self.data.batch(self.places(number, micro), lambda: self.places(*after))
+
+    def look(self, number: int, micro: int) -> Look:
+        """The points of a micro-batch and what the reference predicts there."""
+        return self.see(self.batch(number, micro))
 
     def see(self, batch: Batch) -> Look:
         """The points of a batch and what the reference predicts there."""
@@ -172,17 +177,26 @@ class Learner:
                 known = self.reference(points.x_t, points.t, points.cond) if self.reference else None
         return Look(batch.id, points, known)
 
+    def _looks(self, number: int) -> Iterator[Look]:
+        """The looks of a step's micro-batches. Points that the policy samples are sampled for all of them at once."""
+        if isinstance(self.place, Stateless):
+            yield from (self.look(number, micro) for micro in range(self.micros))
+            return
+        batches = [self.batch(number, micro) for micro in range(self.micros)]
+        with self.region("sampler"), self.accelerator.autocast():
+            self.place.prepare(batches)
+        yield from map(self.see, batches)
+
     def _examine(self, look: Look) -> Outputs:
         points = look.points
         with self.accelerator.autocast():
             predicted = self.policy.predict(points.x_t, points.t, points.cond)
         return Outputs(predicted, points.target, look.known, points.label, points.weight, points.scale)
 
-    def _gain_ahead(self, number: int) -> _Waiting:
-        """All micro-batches' looks and their mean gain: one more forward of the policy, without gradients."""
-        looks = [self.look(number, micro) for micro in range(self.micros)]
-        with torch.no_grad():
-            return _Waiting(looks, self._mean([self._examine(look) for look in looks]))
+    @torch.no_grad()
+    def _gain_ahead(self, looks: list[Look]) -> Tensor:
+        """The mean gain of all micro-batches: one more forward of the policy, without gradients."""
+        return self._mean([self._examine(look) for look in looks])
 
     def _mean(self, outputs: list[Outputs]) -> Tensor:
         gains = torch.cat([entry.gain().detach() for entry in outputs])
@@ -192,9 +206,3 @@ class Learner:
     def _synchronised(self, last: bool) -> Any:
         """Gradients travel between processes only with the last micro-batch."""
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self.policy.net)
-
-
-@dataclass(frozen=True)
-class _Waiting:
-    looks: list[Look]
-    mean: Tensor
