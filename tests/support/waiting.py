@@ -5,11 +5,14 @@ import time
 
 import torch
 
-from diffpref.errors import LostProcessError
+from diffpref.__main__ import main
+from diffpref.cli import data
 from diffpref.train.processes import lost, waiting_at_most
 
-if __name__ == "__main__":
-    seconds = float(sys.argv[1])
+
+def wait(arguments: list[str]) -> None:
+    """A command that ends as `train` does when another process is gone."""
+    seconds = float(arguments[0])
     torch.distributed.init_process_group("gloo", timeout=waiting_at_most(seconds).timeout)
     print("ready", flush=True)
     try:
@@ -18,6 +21,10 @@ if __name__ == "__main__":
             time.sleep(0.02)
     except Exception as error:
         gone = lost(error, seconds)
-        assert isinstance(gone, LostProcessError)
-        print(gone, flush=True)
-        sys.exit(1)
+        assert gone is not None
+        raise gone from error
+
+
+if __name__ == "__main__":
+    data.main = wait
+    sys.exit(main(["data", sys.argv[1]]))

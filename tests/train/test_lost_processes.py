@@ -56,14 +56,14 @@ def test_one_that_is_killed_ends_the_other():
         assert ours.stdout.readline() == other.stdout.readline() == "ready\n"
         time.sleep(0.2)
         other.kill()
-        said, _ = ours.communicate(timeout=30)  # not the 60 s of a hung one
+        _, said = ours.communicate(timeout=30)  # not the 60 s of a hung one
     finally:
         for process in (ours, other):
             process.kill()
     assert ours.returncode == 1
     assert re.fullmatch(
-        r"process 0 of 2 ends, for another one has died, or was silent for 60 s \(train\.process_timeout\): [^;]*peer"
-        r"[^;]*; see what the others said, then add --resume\n",
+        r"diffpref: process 0 of 2 ends, for another one has died, or was silent for 60 s \(train\.process_timeout\): "
+        r"[^;]*peer[^;]*; see what the others said, then add --resume\n",
         said,
     )
 
