@@ -1,129 +1,92 @@
-"""Pairs a second of our cached training step against the uncached step of the published Diffusion-DPO script.
+"""Pairs a second of our training steps against the published script's, at SD1.5's proportions on a CPU.
 
-Both train the same random Stable Diffusion network (full fine-tuning, fp32, DPO, batch of one pair unless told
-otherwise) on the same pairs. The published step encodes both images and the prompt each time, runs a second network
-as the reference and steps torch's plain AdamW; ours reads latents and text from the store and steps fused AdamW. The
-two take turns in one run; printed are the medians of the rounds and of the rounds' ratios.
+All train the same random Stable Diffusion network (fp32, DPO, one pair a step unless told otherwise): the published
+step, which encodes images and prompts each time and runs two networks; a plain LoRA step, which encodes each time too;
+and ours, full and LoRA, with a live reference and with the reference cache. They take turns in one run. Printed are the
+medians of the rounds, of the rounds' ratios beside the least that each has to reach, and the FLOPs of a step beside
+those of policy forward, backward and reference. By the clock, and by processor's time, which other programs on the
+machine disturb less.
 """
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import torch
+from contestants import Contestant, configuration, equip, ours, prepare, published
 
-from diffpref.data.dataset import PreferenceDataset
-from diffpref.data.importing import import_source
-from diffpref.data.loader import Loader
-from diffpref.data.store import build_store
-from diffpref.embedded import PREFERENCES
-from diffpref.models.loading import best_device, load_backbone
-from diffpref.objectives import DPO
-from diffpref.points import Paired
 from diffpref.reference import frozen_copy
-from diffpref.train.config import DataConfig, ModelConfig, TrainConfig
 from diffpref.train.optimizers import make_optimizer
-from diffpref.types import Backbone, Batch, Outputs
-
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from support.sd15 import make_sd15
 
 UNTIMED = 1  # rounds
+PUBLISHED, PLAIN = "published", "plain LoRA"
+BOUNDS = {  # (ours, theirs): at least so many times as fast
+    ("ours full", PUBLISHED): 1.45,
+    ("ours LoRA", PUBLISHED): 2.1,
+    ("ours LoRA", PLAIN): 1.4,
+    ("ours full, cache", PUBLISHED): 1.7,
+    ("ours LoRA, cache", PUBLISHED): 2.5,
+}
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--width", type=float, default=0.5, help="of SD1.5's channels")
     parser.add_argument("--resolution", type=int, default=256)
     parser.add_argument("--pairs", type=int, default=1, help="a step")
     parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        run(Path(folder), given)
+        config = configuration(given.resolution, "no", given.pairs, UNTIMED + given.rounds)
+        report(race(contestants(Path(folder), given.width, config), given.rounds), given)
 
 
-def run(folder: Path, given: argparse.Namespace) -> None:
-    device = best_device()
-    make_sd15(folder / "model", given.width)
-    write_first_rows(PREFERENCES / "train.parquet", folder / "source", 64)
-    import_source("pickapic", folder / "source", folder / "pairs")
-    dataset = PreferenceDataset.open(folder / "pairs")
-    data = DataConfig(resolution=given.resolution)
-    backbone = load_backbone(ModelConfig(str(folder / "model")), device, torch.float32, trainable=True)
-    store = build_store(folder / "cache", dataset, backbone, data)
-    loader = Loader(dataset, store, backbone, data, list(range(len(dataset))), seed=0, items="pairs")
-    settings = TrainConfig(learning_rate=1e-6)
-    trained = list(backbone.net.parameters())
-    reference = frozen_copy(backbone)
-    fused = make_optimizer(trained, settings)
-    plain = torch.optim.AdamW(trained, lr=1e-6)
-    pixels = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (2, 3, given.resolution, given.resolution)))
+def contestants(folder: Path, width: float, config) -> dict[str, Contestant]:
+    """All of them, on two networks: the learning rate is so small that no one's step changes another's work."""
+    config = prepare(folder, "sd15", width, config)
+    full, lora = equip(config, lora=False), equip(config, lora=True)
+    fused, copied = make_optimizer(full.trained, config.train), frozen_copy(full.backbone)
+    small = make_optimizer(lora.trained, config.train)
+    return {
+        PUBLISHED: published(full),
+        PLAIN: published(lora),
+        "ours full": ours(full, False, copied, fused),
+        "ours full, cache": ours(full, True, None, fused),
+        "ours LoRA": ours(lora, False, None, small),
+        "ours LoRA, cache": ours(lora, True, None, small),
+    }
 
-    def cached(step: int) -> None:
-        optimize(loader.batch(range_of(step, given.pairs)), fused)
 
-    def published(step: int) -> None:
-        batch = loader.batch(range_of(step, given.pairs))
-        images = pixels.float().repeat_interleave(given.pairs, 0)
-        latents = backbone.scale_latents(backbone.encode_images(images))
-        prompts = [dataset.prompts[place % len(dataset)] for place in range_of(step, given.pairs)]
-        text = backbone.encode_prompts(prompts)
-        cond = {name: torch.cat([part, part]) for name, part in text.items()}
-        optimize(Batch(latents, cond, batch.label, batch.weight, batch.id, batch.draw), plain)
-
-    def optimize(batch: Batch, optimizer: torch.optim.Optimizer) -> None:
-        points = Paired()(batch, backbone.schedule)
-        known = reference(points)
-        predicted = backbone.predict(points.x_t, points.t, points.cond)
-        loss, _ = DPO()(Outputs(predicted, points.target, known, points.label, points.weight))
-        loss.mean().backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    times: dict[str, list[float]] = {"cached": [], "published": []}
-    for number in range(UNTIMED + given.rounds):
-        for name, step in (("cached", cached), ("published", published)):
-            seconds = timed(step, number, device)
+def race(racing: dict[str, Contestant], rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Seconds of each contestant's rounds, by the clock and by the processor; then FLOPs, which are printed."""
+    times = {"clock": {name: [] for name in racing}, "processor": {name: [] for name in racing}}
+    for number in range(UNTIMED + rounds):
+        for name, contestant in racing.items():
+            clock, processor = time.perf_counter(), time.process_time()
+            contestant.step(number)
             if number >= UNTIMED:
-                times[name].append(seconds)
-    report(times, given, device, backbone)
+                times["clock"][name].append(time.perf_counter() - clock)
+                times["processor"][name].append(time.process_time() - processor)
+    print(f"{'FLOPs a step (G)':>20} {'whole step':>12} {'parts':>12} {'more':>8}")
+    for name, contestant in racing.items():
+        whole, parts = contestant.flops(), contestant.parts()
+        print(f"{name:>20} {whole / 1e9:12.1f} {parts / 1e9:12.1f} {whole / parts - 1:8.2%}")
+        contestant.close()
+    return times
 
 
-def range_of(step: int, pairs: int) -> list[int]:
-    return list(range(step * pairs, (step + 1) * pairs))
-
-
-def timed(step: Callable[[int], None], number: int, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step(number)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def report(times: dict[str, list[float]], given: argparse.Namespace, device: torch.device, backbone: Backbone) -> None:
-    parameters = sum(p.numel() for p in backbone.net.parameters()) / 1e6
-    print(f"{parameters:.0f}M-parameter U-Net, {given.resolution} px, {given.pairs} pair(s) a step, {device}, fp32")
-    for name, seconds in times.items():
-        print(f"{name:>10}: {given.pairs / statistics.median(seconds):8.3f} pairs/s (median of {len(seconds)})")
-    ratios = [slow / fast for fast, slow in zip(times["cached"], times["published"], strict=True)]
-    print(f"     ratio: {statistics.median(ratios):8.3f} (from {min(ratios):.3f} to {max(ratios):.3f})")
-
-
-def write_first_rows(source: Path, target: Path, count: int) -> None:
-    """The first pairs of a parquet file as one of their own."""
-    import pyarrow.parquet as pq
-
-    target.mkdir()
-    pq.write_table(pq.read_table(source).slice(0, count), target / "train.parquet")
+def report(times: dict[str, dict[str, list[float]]], given: argparse.Namespace) -> None:
+    print(f"width {given.width}, {given.resolution} px, {given.pairs} pair(s) a step, fp32, {given.rounds} rounds")
+    for kind, measured in times.items():
+        print(f"{'by the ' + kind:>20} {'pairs/s':>8}")
+        for name, seconds in measured.items():
+            print(f"{name:>20} {given.pairs / statistics.median(seconds):8.3f}")
+        print(f"{'ratio':>33} {'median':>8} {'least':>7} {'most':>7} {'bound':>7}")
+        for (mine, theirs), bound in BOUNDS.items():
+            ratios = [slow / fast for fast, slow in zip(measured[mine], measured[theirs], strict=True)]
+            told = f"{mine} / {theirs}"
+            print(f"{told:>33} {statistics.median(ratios):8.3f} {min(ratios):7.3f} {max(ratios):7.3f} {bound:7.2f}")
 
 
 if __name__ == "__main__":

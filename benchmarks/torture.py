@@ -42,6 +42,7 @@ from diffpref.train.config import Config
 from diffpref.train.config_file import to_yaml
 from diffpref.train.kept import kept, newest_whole
 from diffpref.train.run_folder import SPEEDS
+from diffpref.train.seen import Seen
 from diffpref.train.step import Learner
 
 AIMED = 0.4  # the share of kills that wait for a checkpoint that is being written
@@ -78,15 +79,18 @@ def attempt(config: Config, file: Path) -> int:
         log = os.open(run.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1), os.dup2(log, 2)
         torch.set_num_threads(1)
-        real = Learner.look
+        take, add, now = Learner.step, Seen.add, []
 
-        def look(self: Learner, step: int, micro: int) -> object:
-            found = real(self, step, micro)
+        def step(self: Learner, number: int, optimizer: object) -> object:
+            now[:] = [number]
+            return take(self, number, optimizer)
+
+        def noted(self: Seen, places: list[int], names: tuple[str, ...], *rest: object) -> None:
             with run.with_suffix(".order").open("a") as order:
-                order.write(f"\n{json.dumps([step, micro, found.names])}")
-            return found
+                order.write(f"\n{json.dumps([now[0], places[0], names])}")
+            add(self, places, names, *rest)
 
-        Learner.look = look
+        Learner.step, Seen.add = step, noted
         return diffpref(["train", "--config", str(file), "--resume"])
 
     file.write_text(to_yaml(config))
@@ -153,8 +157,10 @@ def order(run: Path) -> dict[tuple[int, int], set[tuple[str, ...]]]:
     found: dict[tuple[int, int], set[tuple[str, ...]]] = {}
     for line in run.with_suffix(".order").read_text().splitlines():
         if line.endswith("]]"):
-            step, micro, names = json.loads(line)
-            found.setdefault((step, micro), set()).add(tuple(names))
+            step, place, names = json.loads(line)
+            found.setdefault((step, place), set()).add(tuple(names))
+    if {step for step, _ in found} != set(range(STEPS)):
+        raise SystemExit(f"{run}: not every step noted its samples")
     return found
 
 

@@ -42,6 +42,17 @@ ALLOWED: dict[str, set[str]] = {
     "perturbers": {"errors", "draws", "language", "modules"},
     "train.config": {"errors", "objectives", "points"},
     "presets": {"errors", "objectives", "points", "train.config"},
+    "plan": {
+        "errors",
+        "types",
+        "models",
+        "objectives",
+        "points",
+        "reference",
+        "data.schema",
+        "data.store",
+        "train.config",
+    },
     "data": {
         "types",
         "errors",

@@ -12,6 +12,7 @@ from diffpref.redaction import log_filter, redacted, show_traceback
 COMMANDS = {
     "demo": "align the embedded model on the embedded preferences and measure it",
     "data": "import, check and cache preference data",
+    "plan": "what a run would take: memory, disk, work, time on GPUs, and which settings fit",
     "train": "train a preset",
     "checkpoints": "which checkpoints a run holds, and whether they are whole",
     "generate": "images for a prompt set",

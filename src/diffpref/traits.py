@@ -16,6 +16,7 @@ class ObjectiveTraits(Limits):
     """What an objective needs."""
 
     needs_reference: ClassVar[bool] = True
+    needs_prediction: ClassVar[bool] = False  # the reference's prediction too, not its error alone
     needs_pairs: ClassVar[bool] = True  # two rows an item, all preferred ones first; else one row an item
     needs_disliked: ClassVar[bool] = False  # single images of label 0 are among its items
     needs_mean_gain: ClassVar[bool] = False  # `Outputs.mean_gain` is filled in

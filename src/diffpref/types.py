@@ -31,6 +31,7 @@ class Batch:
     label: (items,) fp32, for a pair the probability that chosen is the better one, for a single image 1 (liked) or 0.
     weight: (items,) fp32.
     id: the items' names. draw: the items' seeds, each a function of (seed, epoch, place) alone.
+    known_error: (rows,) fp32, the reference's unscaled errors there, if they are kept (`train.reference_cache`).
     """
 
     latents: Latents
@@ -39,6 +40,7 @@ class Batch:
     weight: Float[Tensor, " items"]
     id: tuple[str, ...]
     draw: tuple[int, ...]
+    known_error: Float[Tensor, " rows"] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Outputs:
 
     scale: (rows,), as in Points. mean_gain: (), the mean of `gain()` over all rows of the whole effective batch, of all
     micro-batches and processes, detached; there if the objective asks for it by `needs_mean_gain`.
+    known_error: (rows,) fp32, the reference's unscaled errors, in place of its predictions where these were not made.
     """
 
     policy: Latents
@@ -73,6 +76,7 @@ class Outputs:
     weight: Float[Tensor, " items"]
     scale: Float[Tensor, " rows"] | None = None
     mean_gain: Float[Tensor, ""] | None = None
+    known_error: Float[Tensor, " rows"] | None = None
 
     def policy_error(self) -> Float[Tensor, " rows"]:
         """(rows,) fp32: the mean over elements of (policy - target)^2, times the scale; L in the papers."""
@@ -80,6 +84,8 @@ class Outputs:
 
     def reference_error(self) -> Float[Tensor, " rows"]:
         """(rows,) fp32: the same for the reference; R in the papers. Raises ValueError without a reference."""
+        if self.known_error is not None:
+            return self._scaled(self.known_error)
         if self.reference is None:
             raise ValueError("this objective needs a reference, and none was run")
         return self._mean((self.reference.float() - self.target.float()).square())
@@ -88,8 +94,12 @@ class Outputs:
         """(rows,) fp32: R - L, how much nearer to the target the policy is than the reference.
 
         Computed as the mean of (reference - policy)(reference + policy - 2 target): subtracting two means instead
-        would leave fp32's rounding of each, which a beta of 5000 makes visible.
+        would leave fp32's rounding of each, which a beta of 5000 makes visible. Where only the reference's errors are
+        known there is no other way. Each mean is then off by about 1e-7 of itself: at an error of 0.1 and a beta of
+        5000 the margin of a pair by some 5e-5. The gradient is that of -L all the same.
         """
+        if self.known_error is not None:
+            return self.reference_error() - self.policy_error()
         if self.reference is None:
             raise ValueError("this objective needs a reference, and none was run")
         policy, reference, target = self.policy.float(), self.reference.float(), self.target.float()
@@ -109,14 +119,16 @@ class Outputs:
             "policy_error_chosen": chosen,
             "policy_error_rejected": rejected,
         }
-        if self.reference is not None:
+        if self.reference is not None or self.known_error is not None:
             chosen, rejected = self.reference_error().chunk(2)
             found |= {"reference_error_chosen": chosen, "reference_error_rejected": rejected}
             found["reference_error"] = (chosen + rejected) / 2
         return found
 
     def _mean(self, elements: Tensor) -> Tensor:
-        means = elements.flatten(1).mean(dim=1)
+        return self._scaled(elements.flatten(1).mean(dim=1))
+
+    def _scaled(self, means: Tensor) -> Tensor:
         return means if self.scale is None else self.scale * means
 
 

@@ -216,7 +216,7 @@ class TestLoader:
 
     def test_batches_of_the_first_places_have_one_shape_each(self, tmp_path, dataset, backbone):
         given = loader(dataset, build_store(tmp_path / "store", dataset, backbone, DATA), backbone, run=1)
-        found = list(given.batches(25, 4))
+        found = list(given.batches(range(25), 4))
         assert sorted(place for places in found for place in places) == list(range(25))
         assert sorted(map(len, found)) == [1, 2, 2, 4, 4, 4, 4, 4]
         assert sorted(name for places in found for name in given.batch(places).id) == sorted(dataset.ids)

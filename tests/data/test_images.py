@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 from support.datasets import bomb, encoded, jpeg, noise, truncated_jpeg
+from support.fuzzing import mutated
 
 from diffpref.data.images import REASONS, TURNS, BadImage, decode, open_picture
 
@@ -302,28 +303,6 @@ def test_an_orientation_that_is_no_number_is_ignored():
     entry = struct.pack("<HHI4s", 0x0112, 2, 4, b"up")  # a text
     exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
     assert open_picture(encoded(noise(0), exif=exif)).image.size == (24, 16)
-
-
-def mutated(data: bytes, random: np.random.Generator) -> bytes:
-    """The bytes with some of them changed, left out, repeated or cut off."""
-    spoilt = bytearray(data)
-    for _ in range(random.integers(1, 9)):
-        start = int(random.integers(len(spoilt)))
-        match random.integers(5):
-            case 0:
-                spoilt[start] ^= 1 << int(random.integers(8))
-            case 1:
-                spoilt[start : start + 4] = random.bytes(4)
-            case 2:
-                del spoilt[start : start + int(random.integers(1, 16))]
-            case 3:
-                spoilt[start:start] = spoilt[start : start + 32]
-            case _:
-                start = int(random.integers(min(len(spoilt), 64)))  # among headers, most of all
-                spoilt[start] = int(random.choice([0, 1, 0x7F, 0x80, 0xFF]))
-    if random.random() < 0.1:
-        del spoilt[int(random.integers(len(spoilt))) :]
-    return bytes(spoilt)
 
 
 def fuzz(count: int, seed: int) -> tuple[int, int]:

@@ -116,9 +116,10 @@ def test_documented_commands_have_these_options(page, line):
     assert words and (words[0] in COMMANDS or words[0].startswith("-")), f"{page}: {line}"
     if words[0].startswith("-"):
         return
-    size = 2 if words[0] == "data" or (words[0] == "train" and words[1] in PRESETS) else 1
-    command = words[:size] if words[0] != "train" or size == 2 else ["train", next(iter(PRESETS))]
-    known = help_text(tuple(command)) + ("--config --resume --print-config" if words[0] == "train" else "")
+    trains = words[0] in ("train", "plan")  # they take a preset, whose help lists the keys
+    size = 2 if words[0] == "data" or (trains and words[1] in PRESETS) else 1
+    command = words[:size] if not trains or size == 2 else [words[0], next(iter(PRESETS))]
+    known = help_text(tuple(command)) + (help_text((words[0],)) if trains else "")
     for word in words[size:]:
         if word.startswith("--"):
             assert re.search(rf"{word.partition('=')[0]}(?![\w-])", known), f"{page}: {line}: {word}"

@@ -74,7 +74,7 @@ def test_a_compiled_run_is_the_plain_one_and_compiles_no_more_after_step_2(pipel
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
     unet = diffusers.UNet2DConditionModel.from_pretrained(quick / "final" / "unet")
     assert not any("_orig_mod" in name for name in unet.state_dict())
-    assert not counters["recompile_limit"]
+    assert counters["frames"]["ok"] == counters["frames"]["total"] > 3  # none given up for its many shapes
 
 
 @pytest.mark.slow

@@ -110,5 +110,13 @@ def test_a_resume_forgets_a_best_that_it_will_take_again(tmp_path):
     assert run.mark_best("x") == 2  # of equal ones the first, and never the start
     run.rewind_metrics(0)
     assert run.mark_best("x") is None and run.best() is None
+    for line in ({"loss": 1.0}, {"skipped": "not finite"}, {"heldout_loss": 1.0}, {"validation_score_x": 2.0}):
+        run.log({"step": 5, **line})
+    before = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    run.rewind_metrics(5, looked=True)
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == before
+    run.rewind_metrics(5, looked=False)  # that step is to be looked at again
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == before[:-2]
+    run.rewind_metrics(0)
     shutil.rmtree(tmp_path / "checkpoints")
     assert run.mark_best("y") is None

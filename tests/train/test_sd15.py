@@ -7,8 +7,8 @@ import sys
 
 import pytest
 from safetensors import safe_open
+from support.full_size import make_sd15
 from support.runs import metrics
-from support.sd15 import make_sd15
 from support.tiny import make_pairs, write_pairs
 
 

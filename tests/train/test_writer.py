@@ -4,6 +4,7 @@ import json
 import math
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,10 +15,11 @@ from diffpref.errors import RunError
 from diffpref.objectives import DPO, DRO
 from diffpref.points import Replay
 from diffpref.train import checkpoint, loop
-from diffpref.train.checkpoint import newest
+from diffpref.train.checkpoint import Checkpoint, newest
 from diffpref.train.config import GuardConfig
 from diffpref.train.loop import train
 from diffpref.train.step import NOT_FINITE, Learner, Step
+from diffpref.train.writer import Writer
 
 
 def test_the_training_goes_on_while_a_checkpoint_is_written(pipeline, tiny_pairs, tmp_path, monkeypatch):
@@ -49,6 +51,31 @@ def test_the_training_goes_on_while_a_checkpoint_is_written(pipeline, tiny_pairs
     assert logged(held) == logged(plain)
     assert all(0 <= line["checkpoint_wait"] < 1 for line in metrics(held))
     assert metrics(held)[2]["checkpoint_wait"] > 0 == metrics(held)[1]["checkpoint_wait"]
+
+
+def test_the_next_copy_waits_for_the_write_before(tmp_path):
+    """For it takes the same memory; and it hears of that write's error."""
+    writer, order, may_write = Writer(), [], threading.Event()
+
+    def copy(step: int) -> Checkpoint:
+        order.append(f"copy {step}")
+        return Checkpoint(step, {}, {}, {}, {})
+
+    def save(captured: Checkpoint) -> Path:
+        assert may_write.wait(60)
+        order.append(f"save {captured.step}")
+        if captured.step == 2:
+            raise OSError(28, "No space left on device")
+        return tmp_path
+
+    writer.write(lambda host: copy(1), save)
+    threading.Timer(0.2, may_write.set).start()
+    writer.write(lambda host: copy(2), save)
+    assert order[:3] == ["copy 1", "save 1", "copy 2"] and writer.waited > 0
+    with pytest.raises(RunError, match="the checkpoint of step 2 could not be written"):
+        writer.write(lambda host: copy(3), save)
+    writer.close()
+    assert order == ["copy 1", "save 1", "copy 2", "save 2"]
 
 
 @pytest.mark.parametrize("broken", [4, 6])  # in the middle, and at the end

@@ -3,13 +3,11 @@
 import os
 import shlex
 import time
-from pathlib import Path
 
-from diffpref.cli.parsing import parse, seconds_of, take_count, take_flag, take_value
-from diffpref.errors import Stopped, UserError
-from diffpref.train.check import check
-from diffpref.train.config import Config
-from diffpref.train.config_file import from_yaml, to_yaml, with_kind
+from diffpref.cli.configured import configured
+from diffpref.cli.parsing import seconds_of, take_count, take_flag, take_value
+from diffpref.errors import Stopped
+from diffpref.train.config_file import to_yaml
 
 PROFILED = 10  # steps that a bare `--profile` measures
 
@@ -17,28 +15,17 @@ PROFILED = 10  # steps that a bare `--profile` measures
 def main(arguments: list[str]) -> None:
     """Resolve the configuration (preset, then file, then the command line) and train."""
     started, again = time.monotonic(), arguments
-    from diffpref.presets import PRESETS, preset
+    from diffpref.presets import PRESETS
 
     if arguments and arguments[0] in ("-h", "--help"):
         print(_usage(list(PRESETS)))
         return
-    named = bool(arguments) and not arguments[0].startswith("-")
-    chosen, rest = (preset(arguments[0]), arguments[1:]) if named else (Config(), arguments)
-    resume, rest = take_flag(rest, "--resume")
+    resume, rest = take_flag(arguments, "--resume")
     steps, rest = take_count(rest, "--profile", PROFILED)
     print_config, rest = take_flag(rest, "--print-config")
     limit, rest = take_value(rest, "--max-time")
     until = None if limit is None else started + seconds_of(limit, "--max-time")
-    file, rest = take_value(rest, "--config")
-    if file is not None:
-        chosen = from_yaml(Path(file), chosen)
-    elif not named:
-        raise UserError("train needs a preset or --config FILE; `diffpref train --help` lists the presets")
-    for group in ("objective", "points"):
-        name, rest = take_value(rest, f"--{group}.name")
-        if name is not None:
-            chosen = with_kind(chosen, group, name)
-    config = check(parse(Config, rest, f"diffpref train {arguments[0]}", chosen, switches=False))
+    config = configured(rest, "train")
     if print_config:
         print(to_yaml(config), end="")
         return

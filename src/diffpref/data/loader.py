@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from diffpref.data.dataset import PreferenceDataset
 from diffpref.data.order import Order
+from diffpref.data.reference_errors import Asked, ReferenceErrors
 from diffpref.data.threads import groups
 from diffpref.data.views import Encoded, View
-from diffpref.draws import draw_seed, uniform
+from diffpref.draws import draw_seed, permutation, uniform
 from diffpref.train.config import DataConfig
 from diffpref.types import Backbone, Batch, Items
 
@@ -31,6 +32,12 @@ class Sample:
     prompts: tuple[str, ...]
 
 
+def asked(samples: list[Sample]) -> list[Asked]:
+    """The rows of a batch of these samples, as the reference's errors are kept of them."""
+    halves = range(len(samples[0].views))
+    return [Asked(s.views[half], s.prompts[half], s.draw) for half in halves for s in samples]
+
+
 @dataclass(frozen=True)
 class Loader:
     """Batches of items made of the chosen rows of a dataset, in an order that the seed fixes.
@@ -39,6 +46,8 @@ class Loader:
     images with label 1 or 0, of a pair both.
     store: what the images and prompts are read from, the latent store or the encoders themselves.
     run: how many places in a row have one shape where there are several, the items of an optimizer step.
+    draws: how many draws an item has, which come in turn; 0 for one that is new each time.
+    errors: where the reference's errors are kept, if they are.
     """
 
     dataset: PreferenceDataset
@@ -49,6 +58,8 @@ class Loader:
     seed: int
     items: Items
     run: int = 1
+    draws: int = 0
+    errors: ReferenceErrors | None = None
 
     def __len__(self) -> int:
         """The number of items of an epoch."""
@@ -65,7 +76,7 @@ class Loader:
 
     def collect(self, places: list[int]) -> Batch:
         """The batch with unscaled latents on the CPU, in pinned memory for a GPU: all of it that a thread may do."""
-        samples = [self._sample(place) for place in places]
+        samples = self.samples(places)
         halves = range(len(samples[0].views))
         latents, unreadable = self.store.read([sample.views[half] for half in halves for sample in samples])
         for number in sorted({row % len(places) for row in unreadable}):
@@ -76,14 +87,18 @@ class Loader:
                 latents[number :: len(places)], wrong = self.store.read(list(samples[number].views))
         return self._collate(samples, latents)
 
-    def batches(self, count: int, size: int) -> Iterator[list[int]]:
-        """The first `count` places in lists of at most `size` that have one shape."""
+    def batches(self, places: Iterable[int], size: int) -> Iterator[list[int]]:
+        """These places in lists of at most `size` that have one shape."""
         shapes: dict[int, list[int]] = {}
-        for place in range(count):
+        for place in places:
             row = self.rows[self._order.item(place) // self._items_of_a_row]
             shapes.setdefault(int(self.store.buckets.of_row[row]), []).append(place)
-        for places in shapes.values():
-            yield from groups(places, size)
+        for alike in shapes.values():
+            yield from groups(alike, size)
+
+    def samples(self, places: Iterable[int]) -> list[Sample]:
+        """What stands at these places, without reading it."""
+        return [self._sample(place) for place in places]
 
     def shapes(self) -> list[int]:
         """How many items each bucket has, in the order of the store's sizes."""
@@ -101,9 +116,8 @@ class Loader:
 
     def _sample(self, place: int, later: int = 0) -> Sample:
         """The item at a place, or the one that stands so much later in its epoch's order, with the place's draw."""
-        epoch, k = divmod(place, len(self))
         which, half = divmod(self._order.item(place, later), self._items_of_a_row)
-        row, draw = self.rows[which], draw_seed(self.seed, "sample", epoch, k)
+        row = self.rows[which]
         sides, label = self._ordered(row)
         name = self.dataset.ids[row]
         if self.items == "judged":
@@ -114,10 +128,19 @@ class Loader:
             sides, label = [sides[half]], (label, 1 - label)[half]
         elif self.items == "liked":
             sides = sides[:1]
+        draw = self._draw(place, name)
         dropped = uniform(draw, "prompt") < self.data.prompt_dropout
         prompts = ["" if dropped else self.dataset.caption(row, self.dataset.sides[side]) for side in sides]
         weight = float(self.dataset.weights[row])
         return Sample(name, draw, label, weight, self._views(row, sides, draw), tuple(prompts))
+
+    def _draw(self, place: int, name: str) -> int:
+        """The draw of the item `name` at a place: a new one, or one of its few, which come equally often."""
+        if not self.draws:
+            return draw_seed(self.seed, "sample", *divmod(place, len(self)))
+        round_, k = divmod(self._order.turn(place), self.draws)
+        order = permutation(draw_seed(self.seed, "draws", name), round_, self.draws)
+        return draw_seed("kept draw", name, int(order[k]))
 
     def _ordered(self, row: int) -> tuple[list[int], float]:
         """The sides of a row, the likelier winner first, and the probability that it is one."""
@@ -146,12 +169,14 @@ class Loader:
     def deliver(self, batch: Batch) -> Batch:
         """A collected batch on the device, its latents scaled."""
         device = self.backbone.device
+        known = batch.known_error
         return replace(
             batch,
             latents=self.backbone.scale_latents(batch.latents.to(device, non_blocking=True)),
             cond={name: part.to(device, non_blocking=True) for name, part in batch.cond.items()},
             label=batch.label.to(device, non_blocking=True),
             weight=batch.weight.to(device, non_blocking=True),
+            known_error=None if known is None else known.to(device, non_blocking=True),
         )
 
     def _collate(self, samples: list[Sample], latents: Tensor) -> Batch:
@@ -165,6 +190,7 @@ class Loader:
             weight=pin(torch.tensor([sample.weight for sample in samples], dtype=torch.float32)),
             id=tuple(sample.name for sample in samples),
             draw=tuple(sample.draw for sample in samples),
+            known_error=pin(self.errors.of(asked(samples))) if self.errors else None,
         )
 
     def _pinned(self, tensor: Tensor) -> Tensor:

@@ -40,13 +40,21 @@ class Order:
 
     def item(self, place: int, later: int = 0) -> int:
         """The item at a place, or the one that comes so much later in the same pass of its bucket."""
+        items, turn, k = self._stands(place)
+        return int(items[self._passes(turn, len(items))[(k + later) % len(items)]])
+
+    def turn(self, place: int) -> int:
+        """How often the item at a place has come before: the number of its bucket's pass."""
+        return self._stands(place)[1]
+
+    def _stands(self, place: int) -> tuple[np.ndarray, int, int]:
+        """Of a place the items of its bucket, the number of their pass, and the place in that pass."""
         number, within = divmod(place, self.run)
         epoch = self._epoch_of(number)
         buckets, runs = self._dealt(epoch)
         at = number - self._runs_before(epoch)
         items = self.members[buckets[at]]
-        turn, k = divmod(int(runs[at]) * self.run + within, len(items))
-        return int(items[self._passes(turn, len(items))[(k + later) % len(items)]])
+        return items, *divmod(int(runs[at]) * self.run + within, len(items))
 
     def _runs_before(self, epoch: int) -> int:
         """How many runs the epochs before this one have."""

@@ -56,7 +56,7 @@ def opened(file: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True) as parquet:
             yield parquet
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the latter of text that is not UTF-8
         raise UserError(f"{file} is not a readable parquet file: {' '.join(str(error).split())}") from error
 
 

@@ -35,6 +35,7 @@ class Shards:
 
     def __init__(self, folder: Path, kind: str, recipe: str, summed: bool = False) -> None:
         self.damaged: list[Path] = []
+        self.recipe = recipe
         self._sidecars, self._seen, self._summed = (folder, f"{kind}-{recipe}-*.json"), set[Path](), summed
         self._shards: list[Shard] = []
         self._heads = self._places = np.empty(0, np.uint64)

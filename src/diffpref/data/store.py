@@ -38,6 +38,7 @@ from diffpref.types import Backbone, Cond
 log = logging.getLogger("diffpref")
 VERSION = "3"  # raise it when the way from bytes to latents, or what a shard is, changes
 IMAGE_BATCH, TEXT_BATCH = 16, 64
+PIXELS = 4 * 512 * 512  # of a batch of images, from 256 x 256 on: a VAE in fp32 then needs about 4 GB
 THREADS = 4
 
 
@@ -230,7 +231,7 @@ class _Images:
             if not tried and any(self._lacks(bucket, sha, flip) for flip in self._flips):
                 self._taken.add((bucket, sha))
                 self._waiting[bucket][sha] = content
-                if len(self._waiting[bucket]) == IMAGE_BATCH:
+                if len(self._waiting[bucket]) == images_at_once(self._buckets.sizes[bucket]):
                     self._make(bucket)
                 if self._due:
                     self._save()
@@ -252,11 +253,12 @@ class _Images:
                 self.unreadable.add(sha, str(result))
             else:
                 good[sha] = result
+        full = images_at_once(size)
         for flip in self._flips:
             lacking = [sha for sha in good if self._lacks(bucket, sha, flip)]
             if lacking:
                 pixels = torch.stack([good[sha] for sha in lacking])
-                pixels = torch.cat([pixels, pixels[-1:].expand(IMAGE_BATCH - len(lacking), *pixels.shape[1:])])
+                pixels = torch.cat([pixels, pixels[-1:].expand(full - len(lacking), *pixels.shape[1:])])
                 made = _latents(self._backbone, pixels.flip(-1) if flip else pixels, self._data)
                 self._writers[bucket].add(_keys(as_keys(lacking), flip), made[: len(lacking)])
 
@@ -311,6 +313,12 @@ def _encode_prompts(
 
         names = [f"text {recipe} {keys[unit[0]].tobytes().hex()}" for unit in units]
         share(names, claims, make, lambda: any(writer.due for writer in writers.values()), save)
+
+
+def images_at_once(size: Size) -> int:
+    """How many images of a size (width, height) are encoded together: fewer of large ones, which take more memory."""
+    width, height = size
+    return max(1, min(IMAGE_BATCH, PIXELS // (width * height)))
 
 
 def _latents(backbone: Backbone, pixels: Tensor, data: DataConfig) -> Tensor:

@@ -4,7 +4,9 @@ import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ FETCHED = [
     "*/model*.safetensors",
     "diffusion_pytorch_model*.safetensors",  # a VAE or U-Net on its own
 ]
+_WEIGHTLESS: ContextVar[bool] = ContextVar("weightless", default=False)
 NOT_FETCHED = ["*.fp16.*", "*.fp16-*", "*.non_ema.*", "*.bf16.*", "safety_checker/*", "vae_1_0/*"]
 
 
@@ -74,9 +77,38 @@ def override(place: str, name: str) -> Path:
     return found if (found / "config.json").is_file() else component(found, name)
 
 
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """While it lasts, `load` reads config.json alone and builds parts on the meta device: shapes without content."""
+    token = _WEIGHTLESS.set(True)
+    try:
+        yield
+    finally:
+        _WEIGHTLESS.reset(token)
+
+
+def _shapes(kind: Any, path: Path, dtype: Any) -> Any:
+    """The part that config.json describes, on the meta device, as `from_pretrained` gives it."""
+    import torch
+
+    config = read_json(path / "config.json")
+    with torch.device("meta"), torch.random.fork_rng([]):
+        of_transformers = hasattr(kind, "config_class")
+        built = kind(kind.config_class.from_dict(config)) if of_transformers else kind.from_config(config)
+        return torch.nn.Module.to(built, dtype).eval()  # diffusers' own `to` warns of what it cannot know
+
+
 def load(kind: Any, path: Path, **options: Any) -> Any:
     """`kind.from_pretrained(path, ...)` of diffusers or transformers; raises UserError where it does not load."""
     from transformers.utils import logging
+
+    if _WEIGHTLESS.get():
+        try:
+            return _shapes(kind, path, options.get("torch_dtype"))
+        except UserError:
+            raise
+        except Exception as error:  # a wrong value fails wherever it is first used
+            raise UserError(f"{path} does not load as a {kind.__name__}: {first_line(error)}") from error
 
     logging.disable_progress_bar()
     try:

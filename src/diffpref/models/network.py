@@ -73,8 +73,12 @@ class Network:
 
 
 def input_dtype(net: Any, like: Tensor) -> torch.dtype:
-    """What dtype a network takes its inputs in: its own, or that of `like` where autocast decides."""
-    return like.dtype if torch.is_autocast_enabled(like.device.type) else next(net.parameters()).dtype
+    """What dtype a network takes its inputs in: its own, or that of `like` where autocast decides.
+
+    The meta device has no autocast; plan/rules.py is its stand-in.
+    """
+    decided = like.is_meta or torch.is_autocast_enabled(like.device.type)
+    return like.dtype if decided else next(net.parameters()).dtype
 
 
 def _diffusers(name: str) -> Any:

@@ -34,6 +34,7 @@ class DSPO(ObjectiveTraits):
     beta: float = 0.001
     """How far the target is moved away from the reference, and the inverse temperature within p."""
     name: Literal["dspo"] = "dspo"
+    needs_prediction: ClassVar[bool] = True
     positive: ClassVar[tuple[str, ...]] = ("beta",)
     below_one: ClassVar[tuple[str, ...]] = ("beta",)
 
@@ -44,7 +45,8 @@ class DSPO(ObjectiveTraits):
         gain_chosen, gain_rejected = outputs.gain().chunk(2)
         margin = self.beta / 2 * (gain_chosen - gain_rejected)
         doubt = torch.cat([-margin, margin]).sigmoid()  # 1 - p of each row as the chosen one
-        assert outputs.reference is not None  # gain() has seen to it
+        if outputs.reference is None:
+            raise ValueError("this objective needs the reference's prediction, and none was made")
         away = outputs.policy.float() - outputs.reference.float()
         moved = outputs.target.float() + self.beta * doubt.reshape(-1, 1, 1, 1) * away
         right, wrong = replace(outputs, target=moved).policy_error().chunk(2)

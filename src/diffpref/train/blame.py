@@ -54,6 +54,11 @@ def one_item(look: Look, item: int) -> Look:
         weight=points.weight[[item]],
         scale=None if points.scale is None else points.scale[rows],
     )
+    known, errors = look.known, look.known_error
     return replace(
-        look, names=(look.names[item],), points=alone, known=None if look.known is None else look.known[rows]
+        look,
+        names=(look.names[item],),
+        points=alone,
+        known=None if known is None else known[rows],
+        known_error=None if errors is None else errors[rows],
     )

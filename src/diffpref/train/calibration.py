@@ -13,11 +13,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from diffpref.errors import RunError
 from diffpref.objectives import Objective
 from diffpref.points import Independent, Paired
 from diffpref.train.step import Learner
+from diffpref.types import Batch
 
 log = logging.getLogger("diffpref")
 DRIFT = 0.002
@@ -33,21 +35,27 @@ def calibrated_objective(learner: Learner) -> Objective:
 
     Raises RunError where these errors are not finite.
     """
-    if learner.reference is None:
-        raise ValueError("a beta on a reference's scale needs a reference")
-    place = Paired() if learner.data.loader.items == "pairs" else Independent()
-    errors = []
-    for micro in range(learner.micros):
-        points = place(learner.data.loader.batch(learner.places(0, micro)), learner.policy.schedule)
-        with learner.accelerator.autocast():
-            known = learner.reference(points.x_t, points.t, points.cond)
-        errors.append((known.float() - points.target.float()).square().mean())
+    batches = [learner.data.loader.batch(learner.places(0, micro)) for micro in range(learner.micros)]
+    errors = [_error(learner, batch) for batch in batches]
     mean: Any = learner.accelerator.reduce(torch.stack(errors).mean(), reduction="mean")
     if not 0 < mean.item() < float("inf"):
         raise RunError(f"objective.beta: auto found a reference error of {mean.item()} in the first batch")
     beta = 1 / (DRIFT * mean.item())
     log.info("objective.beta: auto is %.4g, with a mean reference error of %.4g", beta, mean.item())
     return with_beta(learner.objective, beta)
+
+
+def _error(learner: Learner, batch: Batch) -> Tensor:
+    """The reference's mean error on a batch, (): the one that is kept, or found now. Raises ValueError for neither."""
+    if batch.known_error is not None:
+        return batch.known_error.mean()
+    if learner.reference is None:
+        raise ValueError("a beta on a reference's scale needs a reference")
+    place = Paired() if learner.data.loader.items == "pairs" else Independent()
+    points = place(batch, learner.policy.schedule)
+    with learner.accelerator.autocast():
+        known = learner.reference(points.x_t, points.t, points.cond)
+    return (known.float() - points.target.float()).square().mean()
 
 
 def with_beta(objective: Objective, beta: float) -> Objective:

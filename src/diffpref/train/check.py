@@ -7,7 +7,7 @@ from typing import get_args
 
 from diffpref.data.buckets import bucket_sizes
 from diffpref.errors import UserError
-from diffpref.points import Placement, Replay
+from diffpref.points import Independent, Paired, Placement, Replay
 from diffpref.train.config import Config
 
 
@@ -43,6 +43,7 @@ def _check_numbers(config: Config) -> None:
         "model.lora_rank": model.lora_rank,
         "model.guidance_embedding": model.guidance_embedding,
         "model.max_text_length": model.max_text_length,
+        "train.reference_cache": train.reference_cache,
         "train.lr_warmup_steps": train.lr_warmup_steps,
         "train.adam_epsilon": train.adam_epsilon,
         "train.weight_decay": train.weight_decay,
@@ -123,6 +124,8 @@ def _check_choices(config: Config) -> None:
             f"train.micro_batch: {train.micro_batch} does not divide train.batch_size x "
             f"train.gradient_accumulation_steps = {own}"
         )
+    if config.train.reference_cache:
+        _check_reference_cache(config)
     if len(model.lora_scales) not in (0, len(model.lora)):
         raise UserError(f"model.lora_scales: {len(model.lora_scales)} numbers for {len(model.lora)} of model.lora")
     if config.guard.action in ("stop", "rollback") and not objective.needs_reference:
@@ -133,3 +136,21 @@ def _check_choices(config: Config) -> None:
         raise UserError("validation.scorer: there is nothing to score; set validation.prompts")
     if config.guard.action == "rollback" and not config.train.checkpointing_steps:
         raise UserError("guard.action: rollback needs checkpoints to go back to; set train.checkpointing_steps")
+
+
+def _check_reference_cache(config: Config) -> None:
+    """Refuse what needs more of the reference than its errors at draws that are known before training."""
+    objective, key = config.objective, "train.reference_cache"
+    if not objective.needs_reference:
+        raise UserError(f"{key}: the objective {objective.name!r} has no reference whose errors could be kept")
+    if objective.needs_prediction:
+        raise UserError(f"{key}: the objective {objective.name!r} needs the reference's predictions, not errors alone")
+    if not isinstance(config.points, Paired | Independent):
+        raise UserError(
+            f"{key}: {config.points.name!r} points follow the policy, so the reference's errors there are not known "
+            "before; it is for paired and independent points"
+        )
+    if config.train.reference_decay is not None:
+        raise UserError(f"{key}: the reference moves by train.reference_decay, so its errors cannot be kept")
+    if config.data.cache == "none":
+        raise UserError(f"{key}: errors are kept beside the latent store; leave out data.cache none and random crops")

@@ -138,7 +138,7 @@ def save(
     target = folder / f"step-{checkpoint.step}"
     part = _aside(target)
     for leftover in folder.glob(".step-*.part"):  # of a run that was killed
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)
     if checkpoint.copied:
         checkpoint.copied.synchronize()
     try:

@@ -151,6 +151,10 @@ class TrainConfig:
     """Safeguard of Diffusion-SDPO on any objective of pairs: 0.9 for SD1.5, 0.6 for SDXL; none when not given."""
     reference_decay: float | None = None
     """The reference follows the policy as an average with this decay (Linear-DPO); it stands still when not given."""
+    reference_cache: int = 0
+    """Draws (time, noise, mirroring, prompt drop) that each item has, in turn; the reference's errors at them are
+    computed once, kept beside the latents and used by every run with the same reference and data. 0 draws anew each
+    time and runs the reference in each step."""
     ema: bool = False
     """Keep an exponential moving average of what trains; `final/` and validation images are of it."""
     ema_decay: float = 0.9999

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import asdict, fields, is_dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -28,7 +29,7 @@ def from_yaml(path: Path, base: T) -> T:
     of a wrong type with the type wanted.
     """
     import yaml
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -42,13 +43,21 @@ def from_yaml(path: Path, base: T) -> T:
         raise UserError(f"{path}: expected keys with values at the top, found a {type(given).__name__}")
     merged = _merged(base, given, str(path), "")
     try:
-        return TypeAdapter(type(base)).validate_json(json.dumps(_floats(merged, type(base)), default=str), strict=True)
+        return _adapter(type(base)).validate_json(json.dumps(_floats(merged, type(base)), default=str), strict=True)
     except ValidationError as error:
         faults = error.errors()
         # a group that may be of several kinds is tried as each: the wrong kinds complain of the name, which is right
         first = next((fault for fault in faults if fault["loc"][-1] != "name"), faults[0])
         key = ".".join(_keys(first["loc"], merged))
         raise UserError(f"{path}: {key}: {first['msg'].lower()}, got {first['input']!r}") from error
+
+
+@lru_cache(8)
+def _adapter(kind: type) -> Any:
+    """What reads a dataclass; making one takes longer than using it."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 def _keys(place: tuple[int | str, ...], given: Any) -> list[str]:
@@ -101,6 +110,8 @@ def _floats(value: Any, annotation: Any) -> Any:
     """Numbers that YAML 1.1 reads as text ("1e-4") as the numbers they are, where a float is wanted."""
     if isinstance(value, dict):
         kinds: list[Any] = [kind for kind in (annotation, *get_args(annotation)) if is_dataclass(kind)]
+        if not kinds:  # a group where a value is wanted, which is refused by its type
+            return value
         chosen = next((k for k in kinds if k().name == value.get("name")), kinds[0]) if len(kinds) > 1 else kinds[0]
         hints = get_type_hints(chosen)
         return {key: _floats(entry, hints.get(key)) for key, entry in value.items()}

@@ -6,6 +6,7 @@ divided by the number of all items. So it changes the result only by rounding.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import replace
 from typing import Any
@@ -96,7 +97,8 @@ def _largest(learner: Learner, config: Config, number: int, optimizer: Any) -> i
         learner = replace(learner, objective=with_beta(learner.objective, 1.0))
     own = learner.train.batch_size * learner.train.gradient_accumulation_steps
     found, peak = 0, 0
-    eager = torch.compiler.set_stance("force_eager")  # a compiled network would be compiled for each size
+    # a compiled network would be compiled for each size
+    eager = torch.compiler.set_stance("force_eager") if learner.train.compile else contextlib.nullcontext()
     with undisturbed(), eager, memory.margin_kept(accelerator.device):
         for size in (size for size in range(1, own + 1) if own % size == 0):
             fits = not _foreseen(accelerator.device, peak, found, size)

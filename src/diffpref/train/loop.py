@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,7 @@ from diffpref.train.placing import make_placer
 from diffpref.train.preferences import open_dataset, open_preferences
 from diffpref.train.processes import end_with_launcher, waiting_at_most
 from diffpref.train.profiling import Profiler, unmeasured
+from diffpref.train.reference_cache import with_reference_errors
 from diffpref.train.run_folder import RunFolder
 from diffpref.train.state import RunState
 from diffpref.train.step import Learner
@@ -80,7 +82,9 @@ def _train(config: Config, resume: bool, profile: int, stop: Stop) -> Path:
     loader, heldout, choice = open_preferences(config, backbone, accelerator, dataset)
     quick = partial(_made_quick, train=config.train, device=accelerator.device)
     reference, moving = None, None
-    if config.train.reference_decay is not None:
+    if config.train.reference_cache:  # then the network itself does not stay in memory
+        loader, heldout = with_reference_errors(config, backbone, accelerator, loader, heldout)
+    elif config.train.reference_decay is not None:
         reference = moving = MovingReference(backbone, config.train.reference_decay, quick)
     elif config.objective.needs_reference:
         reference = adapters_off(backbone) if config.model.lora_rank else frozen_copy(backbone, quick)
@@ -112,9 +116,8 @@ def _train(config: Config, resume: bool, profile: int, stop: Stop) -> Path:
         best, cut = False, False
         if accelerator.is_main_process:
             heldout_found, drawn_found = {}, {}
-            uncompiled = torch.compiler.set_stance("force_eager")  # its batches have sizes of their own
             try:  # cut while the weights are the shown ones, which are put back then
-                with state.shown_weights(), validation.undisturbed(), stop.at_once(), uncompiled:
+                with state.shown_weights(), validation.undisturbed(), stop.at_once(), _uncompiled(config.train):
                     if heldout is not None:
                         with accelerator.autocast():
                             heldout_found = validation.heldout_metrics(
@@ -206,6 +209,11 @@ def _refuse_samplers(config: Config) -> None:
     if isinstance(config.points, Replay):
         refuse_sampler(config.points.sampler, scheduler, "points.sampler")
     from_scheduler_config(scheduler)  # refuses an unknown prediction type
+
+
+def _uncompiled(train: TrainConfig) -> AbstractContextManager[Any]:
+    """For what has batches of other sizes, each of which would be compiled for."""
+    return torch.compiler.set_stance("force_eager") if train.compile else contextlib.nullcontext()
 
 
 def _made_quick(net: torch.nn.Module, train: TrainConfig, device: torch.device) -> None:

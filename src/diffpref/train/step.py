@@ -32,11 +32,12 @@ NOT_FINITE, SPIKE = "not finite", "a spike"  # why a step is not applied
 
 @dataclass(frozen=True)
 class Look:
-    """Points of a micro-batch and the reference's predictions there."""
+    """Points of a micro-batch and the reference's predictions there, or its errors where these are kept."""
 
     names: tuple[str, ...]
     points: Points
     known: Tensor | None
+    known_error: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ class Learner:
                     points = replace(points, scale=self.policy.schedule.min_snr(points.t, self.train.snr_gamma))
             with self.region("reference forward"):
                 known = self.reference(points.x_t, points.t, points.cond) if self.reference else None
-        return Look(batch.id, points, known)
+        return Look(batch.id, points, known, batch.known_error)
 
     def _looks(self, number: int) -> Iterator[Look]:
         """The looks of a step's micro-batches. Points that the policy samples are sampled for all of them at once."""
@@ -191,7 +192,8 @@ class Learner:
         points = look.points
         with self.accelerator.autocast():
             predicted = self.policy.predict(points.x_t, points.t, points.cond)
-        return Outputs(predicted, points.target, look.known, points.label, points.weight, points.scale)
+        at = (points.label, points.weight, points.scale)
+        return Outputs(predicted, points.target, look.known, *at, known_error=look.known_error)
 
     @torch.no_grad()
     def _gain_ahead(self, looks: list[Look]) -> Tensor:

@@ -44,8 +44,11 @@ class Stop:
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
             for number in NAMES:
-                ignored = signal.getsignal(number) is signal.SIG_IGN  # as the shell does with what runs behind it
-                if not ignored and (number != signal.SIGALRM or self._until is not None):
+                if number == signal.SIGALRM:
+                    ours = self._until is not None
+                else:  # a shell lets what runs behind it ignore SIGINT; None is a handler that is not Python's
+                    ours = signal.getsignal(number) not in (signal.SIG_IGN, None)
+                if ours:
                     self._before[number] = signal.signal(number, self._told)
             if self._until is not None:
                 signal.setitimer(signal.ITIMER_REAL, max(self._until - time.monotonic(), 1e-6))

@@ -44,14 +44,15 @@ def heldout_metrics(
         objective, reference = SFT(), None
         place = Stateless(lambda batch: Independent()(batch, backbone.schedule))
         loader = replace(loader, items="liked")
-    still = replace(loader, seed=validation.seed, data=replace(loader.data, flip=False, prompt_dropout=0.0))
-    count = min(len(loader), validation.pairs)
+    still, places = looked_at(loader, validation)
     seen = []
-    for places in still.batches(count, BATCH):
-        at = place(still.batch(places))
+    for some in still.batches(places, BATCH):
+        batch = still.batch(some)
+        at = place(batch)
         predicted = backbone.predict(at.x_t, at.t, at.cond)
         known = reference(at.x_t, at.t, at.cond) if reference else None
-        seen.append(Outputs(predicted, at.target, known, at.label, at.weight))
+        outputs = Outputs(predicted, at.target, known, at.label, at.weight, known_error=batch.known_error)
+        seen.append(outputs)
     if objective.needs_mean_gain:
         mean = torch.cat([outputs.gain() for outputs in seen]).mean()
         seen = [replace(outputs, mean_gain=mean) for outputs in seen]
@@ -64,6 +65,12 @@ def heldout_metrics(
     if len(accuracy := torch.cat(hits)):
         found["heldout_accuracy"] = accuracy.double().mean().item()
     return found
+
+
+def looked_at(heldout: Loader, validation: ValidationConfig) -> tuple[Loader, range]:
+    """The loader of held-out items without chance, and which of its places are looked at."""
+    still = replace(heldout, seed=validation.seed, data=replace(heldout.data, flip=False, prompt_dropout=0.0))
+    return still, range(min(len(heldout), validation.pairs))
 
 
 def sample_images(
