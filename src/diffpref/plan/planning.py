@@ -16,7 +16,6 @@ from diffpref.plan.architectures import local
 from diffpref.plan.estimate import Memory, Planner, Work
 from diffpref.plan.fitting import Fitter
 from diffpref.plan.gpus import ASSUMED_MFU, GPUS, Gpu
-from diffpref.plan.simulate import text_parts
 from diffpref.train.config import Config
 
 USUAL_PAIRS = 1000
@@ -67,7 +66,7 @@ def make_plan(config: Config, card: Gpu | None = None, pairs: int | None = None)
         fitter = Fitter(placed, Planner)
         asked = fitter.planner(0)
         net = asked.backbone.net
-        texts = [part.encoder for part in text_parts(asked.backbone)]
+        texts = [part.encoder for part in asked.backbone.text_parts]
         items, found = _items(config, pairs)
         mfu = ASSUMED_MFU[family]
         return Plan(

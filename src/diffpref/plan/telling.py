@@ -62,6 +62,8 @@ def _memory(plan: Plan) -> list[tuple[str, str, str]]:
         reference = "a copy of the network"
     else:
         reference = "the adapters off" if config.objective.needs_reference else "the objective has none"
+    if config.train.reference_cache:
+        reference = "its errors are kept"
     if config.data.cache == "none":
         encoders = "encode at every step"
     else:
