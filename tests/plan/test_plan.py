@@ -251,3 +251,12 @@ def test_wrong_input(capsys):
         capsys, ["plan", "sd15-dpo", "--model.pretrained", "stable-diffusion-v1-5/stable-diffusion-v1-6"]
     )
     assert "is no multiple" in fails(capsys, ["plan", "embedded-dpo", "--data.resolution", "33"])
+
+
+def test_a_micro_batch_is_planned_as_a_batch_of_that_size(pipeline, tiny_pairs, tmp_path):
+    whole = tiny_config(pipeline, tiny_pairs, tmp_path / "run", batch_size=4)
+    parts = replace(whole, train=replace(whole.train, micro_batch=1))
+    split = replace(whole, train=replace(whole.train, batch_size=1, gradient_accumulation_steps=4))
+    planned, same, other = (make_plan(config, gpu("h100")).memory for config in (parts, split, whole))
+    assert planned == same
+    assert planned.peak < other.peak

@@ -59,6 +59,7 @@ def make_plan(config: Config, card: Gpu | None = None, pairs: int | None = None)
 
     Raises UserError for a model that is neither here nor known, and for settings that training would refuse.
     """
+    config = _by_micro_batch(config)
     with _here(config) as (placed, notes):
         family = check_model(placed.model, trainable=True)
 
@@ -101,6 +102,16 @@ def _on(gpu: Gpu, fitter: Fitter, config: Config, mfu: float) -> Card:
         days=config.train.max_steps * seconds / 86400,
         mfu=mfu,
     )
+
+
+def _by_micro_batch(config: Config) -> Config:
+    """The same run with its micro-batch as its batch size; `auto`, which only a GPU can tell, stays the batch size."""
+    train = config.train
+    if not isinstance(train.micro_batch, int):
+        return config
+    parts = train.batch_size * train.gradient_accumulation_steps // train.micro_batch
+    split = replace(train, batch_size=train.micro_batch, gradient_accumulation_steps=parts, micro_batch=None)
+    return replace(config, train=split)
 
 
 @contextmanager
