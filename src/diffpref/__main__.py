@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("diffpref").setLevel(logging.INFO)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # imported by peft, it warns of kernels that it lacks
+    logging.getLogger("huggingface_hub").propagate = False  # it writes its lines itself
     for handler in logging.getLogger().handlers:
         handler.addFilter(log_filter)
     sys.excepthook = show_traceback
