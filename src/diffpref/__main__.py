@@ -5,7 +5,9 @@ import logging
 import os
 import sys
 
-from diffpref.errors import RunError, Stopped, UserError, nearest
+from diffpref.errors import LostProcessError, RunError, Stopped, UserError, first_line, nearest, out_of_memory
+from diffpref.files import disk_full
+from diffpref.redaction import log_filter, redacted, show_traceback
 
 COMMANDS = {
     "demo": "align the embedded model on the embedded preferences and measure it",
@@ -39,6 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("diffpref").setLevel(logging.INFO)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # imported by peft, it warns of kernels that it lacks
+    logging.getLogger("huggingface_hub").propagate = False  # it writes its lines itself
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(log_filter)
+    sys.excepthook = show_traceback
     try:
         if not arguments:
             raise UserError("no command; `diffpref --help` lists them")
@@ -55,10 +61,13 @@ def main(arguments: list[str] | None = None) -> int:
         command = importlib.import_module(f"diffpref.cli.{arguments[0].replace('-', '_')}")
         command.main(arguments[1:])
     except UserError as error:
-        print(f"diffpref: {error}", file=sys.stderr)
+        print(f"diffpref: {redacted(str(error))}", file=sys.stderr)
         return 2
     except RunError as error:
-        print(f"diffpref: {error}", file=sys.stderr)
+        print(f"diffpref: {redacted(str(error))}", file=sys.stderr)
+        if isinstance(error, LostProcessError):
+            sys.stderr.flush()
+            os._exit(1)
         return 1
     except BrokenPipeError:  # whoever reads our output has enough of it, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -70,7 +79,22 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("diffpref: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        line = _fault_of_the_machine(error)
+        if line is None:
+            raise
+        print(f"diffpref: {redacted(line)}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _fault_of_the_machine(error: Exception) -> str | None:
+    """One line where memory or the disk is full; `train` has more to say of these, and says it itself."""
+    if out_of_memory(error):
+        return f"out of memory ({first_line(error)}): fewer at once (--batch-size) or a smaller resolution need less"
+    if disk_full(error):
+        return f"the disk is full ({first_line(error)}): make room, then call the same command again"
+    return None
 
 
 if __name__ == "__main__":

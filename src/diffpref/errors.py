@@ -20,8 +20,20 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: Python's, torch's on a GPU or a CPU, or that of a library below torch."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    signs = (" out of memory", "can't allocate memory", "not enough memory", "_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
 class RunError(Exception):
     """A run cannot go on, through no fault of the input. Its message is one line; the command ends with exit code 1."""
+
+
+class LostProcessError(RunError):
+    """Another process of the run is gone. The command ends without any farewell, which might wait for that one."""
 
 
 class Stopped(BaseException):

@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diffpref import hub
 from diffpref.draws import uniform
 from diffpref.errors import UserError
-from diffpref.models.folder import first_line, weights_hash
+from diffpref.models.folder import weights_hash
 
 T = TypeVar("T")
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -44,7 +45,10 @@ def known_place(model: str | None, tool: str, option: str = "--model") -> str:
 
 
 def load_part(kind: Any, model: str, revision: str | None = None, option: str = "--model", **options: Any) -> Any:
-    """`kind.from_pretrained(model)` without code of the model's own. Raises UserError where it does not load."""
+    """`kind.from_pretrained(model)` without code of the model's own.
+
+    Raises UserError where it does not load, RunError where the hub fails again and again.
+    """
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -52,9 +56,10 @@ def load_part(kind: Any, model: str, revision: str | None = None, option: str = 
         revision = None
     given = {"revision": revision} if revision is not None else {}
     try:
-        return kind.from_pretrained(model, trust_remote_code=False, **given, **options)
+        return hub.ask(model, lambda: kind.from_pretrained(model, trust_remote_code=False, **given, **options))
     except Exception as error:  # each kind of part and of damage raises its own
-        raise UserError(f"{option}: {model} does not load as {kind.__name__}: {first_line(error)}") from error
+        line = f"{option}: {model} does not load as {kind.__name__}: {hub.explained(error)}"
+        raise hub.refusal(line, error) from error
 
 
 def load_network(kind: Any, model: str, revision: str | None, dtype: Precision, device: str) -> Any:

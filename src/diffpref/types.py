@@ -223,6 +223,10 @@ class Backbone(Protocol):
         """What guidance's unconditional branch sees, `count` rows: the empty prompt, or what the pipeline takes."""
         ...
 
+    def release_encoders(self) -> None:
+        """Let go of what encodes images and prompts; it is loaded again where it is needed."""
+        ...
+
     def overlong(self, prompts: list[str]) -> set[int]:
         """The places of prompts of which a text encoder reads only the beginning."""
         ...

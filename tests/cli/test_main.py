@@ -117,3 +117,29 @@ def test_anything_else_is_not_hidden(monkeypatch):
 def test_nearest_names_one_or_all():
     assert nearest("beto", ["name", "beta"]) == "did you mean 'beta'?"
     assert nearest("xyz", ["name", "beta"]) == "known: beta, name"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError(), "out of memory (MemoryError): fewer at once (--batch-size) or a smaller resolution need less"),
+        (RuntimeError("CUDA out of memory."), "out of memory (CUDA out of memory.): fewer at once"),
+        (
+            OSError(28, "No space left on device", "x"),
+            "the disk is full ([Errno 28] No space left on device: 'x'): ",
+        ),
+    ],
+)
+def test_memory_and_disk_are_one_line_in_every_command(monkeypatch, capsys, error, line):
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setattr(data_commands, "main", fail)
+    assert main(["data", "check", "x"]) == 1
+    assert one_line(capsys.readouterr()).startswith(line)
+
+
+def test_other_errors_stay_what_they_are(monkeypatch):
+    monkeypatch.setattr(data_commands, "main", lambda arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["data", "check", "x"])

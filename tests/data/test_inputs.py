@@ -1,6 +1,7 @@
 """A dataset id of the hub, with a client that stands in for the hub's; and what is said when there is no such id."""
 
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,10 +12,11 @@ from support.commands import fails
 from support.datasets import pickapic_row, write_pickapic
 from support.killing import contents
 
+from diffpref.__main__ import main
 from diffpref.data.import_options import ImportOptions
 from diffpref.data.importing import import_source
 from diffpref.data.sources import pickapic
-from diffpref.errors import UserError
+from diffpref.errors import RunError, UserError
 
 
 class Hub:
@@ -53,6 +55,7 @@ def hub(tmp_path, monkeypatch):
             write_pickapic(tmp_path / "hub" / "data" / f"{split}-{part:05d}-of-{parts:05d}.parquet", rows)
     (tmp_path / "hub" / "README.md").write_text("a card")
     hub = Hub(tmp_path / "hub")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub.download)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot)
@@ -96,7 +99,7 @@ def test_a_folder_of_the_dataset_and_another_split(hub, tmp_path):
 def test_cut_off_it_goes_on_with_the_shards_that_are_missing(hub, tmp_path, capsys):
     hub.down = "data/train-00002-of-00003.parquet"
     options = ImportOptions(shard_rows=10)
-    with pytest.raises(UserError, match=r"train-00002.* could not be fetched \(connection refused\): "):
+    with pytest.raises(RunError, match=r"train-00002.* \(the hub cannot be reached \(connection re"):
         import_source("pickapic", "somebody/pairs", tmp_path / "out", options)
     assert "the same command goes on from it" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -155,12 +158,7 @@ def refusal(kind: type[Exception], status: int) -> Exception:
         ),
         (refusal(errors.GatedRepoError, 403), "is gated: ask for access on its page and log in with `hf auth login`"),
         (refusal(errors.RevisionNotFoundError, 404), "dataset somebody/pairs has no revision 'v9'"),
-        (
-            refusal(errors.HfHubHTTPError, 500),
-            "the hub could not be asked for a dataset of this name (500 said the hub)",
-        ),
-        (errors.OfflineModeIsEnabled("offline mode is enabled"), "(offline mode is enabled): a copy on this machine"),
-        (ConnectionError("no route to host"), "(no route to host)"),
+        (errors.OfflineModeIsEnabled("offline mode is enabled"), "(HF_HUB_OFFLINE is set, and it is not in the hub's "),
     ],
 )
 def test_an_id_that_is_gone_gated_or_out_of_reach(hub, tmp_path, capsys, monkeypatch, error, message):
@@ -173,6 +171,26 @@ def test_an_id_that_is_gone_gated_or_out_of_reach(hub, tmp_path, capsys, monkeyp
     assert message in line
     assert "no revision" in line or "a copy on this machine is read by its path in place of the id" in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (refusal(errors.HfHubHTTPError, 500), "(the hub answers 500 Internal Server Error, again and again: try later"),
+        (ConnectionError("no route to host"), "(the hub cannot be reached (no route to host), again and again"),
+    ],
+)
+def test_a_hub_that_stays_broken_is_no_fault_of_the_input(hub, tmp_path, capsys, monkeypatch, error, message):
+    asked = []
+
+    def info(name, revision):
+        asked.append(name)
+        raise error
+
+    monkeypatch.setattr(hub, "dataset_info", info)
+    assert main(["data", "import", "pickapic", "somebody/pairs", str(tmp_path / "out")]) == 1
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert len(asked) == 5
 
 
 def test_what_is_no_id_is_a_missing_path(hub, tmp_path):

@@ -19,7 +19,7 @@ from diffpref.plan.estimate import Planner
 from diffpref.plan.fitting import Fitter, halved, variants
 from diffpref.plan.gpus import GPUS, gpu
 from diffpref.plan.planning import make_plan
-from diffpref.plan.simulate import run_encoding, text_flops, text_parts
+from diffpref.plan.simulate import run_encoding, text_flops
 from diffpref.presets import PRESETS, preset
 from diffpref.train.config import ModelConfig
 from diffpref.train.loop import train
@@ -49,7 +49,7 @@ def test_published_parameter_counts(name, tmp_path):
     with folder.without_weights():
         model, notes = local(ModelConfig(name, VARIANTS.get(name, "base")), tmp_path)
         backbone = load_backbone(model, META, torch.float32, trainable=True)
-        counted = [numel(part.encoder) for part in text_parts(backbone)]
+        counted = [numel(part.encoder) for part in backbone.text_parts]
         assert (numel(backbone.net), numel(backbone.vae.model), counted) == COUNTS[name]
     assert "published architecture" in notes[0]
 
@@ -72,7 +72,7 @@ def test_flops_of_sd15(tmp_path):
         assert work.total(cached=False) / 1e12 == pytest.approx(8.67, rel=0.01)
         assert work.total(cached=False) / work.total(cached=True) == pytest.approx(1.35, rel=0.01)
         assert run_encoding(planner.backbone, 256, 2).flops / 1e12 == pytest.approx(0.273, rel=0.01)
-        assert text_flops(text_parts(planner.backbone)[0]) / 1e12 == pytest.approx(0.013, rel=0.02)
+        assert text_flops(planner.backbone.text_parts[0]) / 1e12 == pytest.approx(0.013, rel=0.02)
         full = planner.memory()
         eight = planner.memory(optimizer="adamw8bit")
     assert full.weights == full.reference == full.gradients == 4 * 859_520_964
@@ -128,7 +128,21 @@ def test_flops_are_those_of_a_real_step(pipeline, tiny_pairs, tmp_path, lora):
             predicted.square().mean().backward()
     assert work.forward == forward.get_total_flops()
     assert work.backward == pytest.approx(backward.get_total_flops(), rel=0.01)
-    assert (work.reference == work.forward) is not lora  # adapters that are off compute nothing
+    if lora:  # adapters that are off compute nothing
+        backbone.net.disable_adapters()
+    math = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+    with torch.no_grad(), math, FlopCounterMode(display=False) as reference:
+        backbone.predict(x, t, {"text": text})
+    assert work.reference == reference.get_total_flops()
+    assert (work.reference == work.forward) is not lora
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_reference_whose_errors_are_kept_takes_nothing(pipeline, tiny_pairs, tmp_path, lora):
+    config = tiny_config(pipeline, tiny_pairs, tmp_path, reference_cache=2)
+    with folder.without_weights():
+        planner = Planner(with_lora(config) if lora else config)
+        assert planner.work.reference == 0 and planner.memory().reference == 0
 
 
 def test_disk_is_what_a_run_writes(pipeline, tiny_pairs, tmp_path):
@@ -237,3 +251,12 @@ def test_wrong_input(capsys):
         capsys, ["plan", "sd15-dpo", "--model.pretrained", "stable-diffusion-v1-5/stable-diffusion-v1-6"]
     )
     assert "is no multiple" in fails(capsys, ["plan", "embedded-dpo", "--data.resolution", "33"])
+
+
+def test_a_micro_batch_is_planned_as_a_batch_of_that_size(pipeline, tiny_pairs, tmp_path):
+    whole = tiny_config(pipeline, tiny_pairs, tmp_path / "run", batch_size=4)
+    parts = replace(whole, train=replace(whole.train, micro_batch=1))
+    split = replace(whole, train=replace(whole.train, batch_size=1, gradient_accumulation_steps=4))
+    planned, same, other = (make_plan(config, gpu("h100")).memory for config in (parts, split, whole))
+    assert planned == same
+    assert planned.peak < other.peak

@@ -115,6 +115,7 @@ class TestOpened:
     def test_kto_takes_both_images_of_a_pair(self, tmp_path, backbone):
         path = write_pairs(tmp_path / "data", make_pairs(6, label=[1.0, 0.0, 0.5, 1.0, 1.0, 1.0]))
         loader, heldout, choice = open_preferences(config(path, "judged"), backbone, Alone())
+        assert "model" not in vars(backbone.vae) and "encoder" not in vars(backbone.text)  # their memory is training's
         assert len(loader) == 10 and heldout is None and choice.dropped == {"unreadable": 0, "ties": 1}
         batch = loader.batch(list(range(10)))
         assert sorted(name for name, label in zip(batch.id, batch.label, strict=True) if label) == [

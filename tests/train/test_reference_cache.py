@@ -31,6 +31,7 @@ from diffpref.train.placing import make_placer
 from diffpref.train.preferences import open_preferences
 from diffpref.train.reference_cache import fingerprint, with_reference_errors
 from diffpref.train.step import Learner
+from diffpref.train.strategy import Replicated
 from diffpref.train.validation import heldout_metrics
 from diffpref.types import Outputs
 
@@ -87,7 +88,9 @@ def learner_of(config, cached: bool) -> Learner:
         loader = replace(loader, draws=config.train.reference_cache)
         reference = adapters_off(backbone) if config.model.lora_rank else frozen_copy(backbone)
     place = make_placer(config.points, backbone, reference, config.train, accelerator)
-    return Learner(accelerator, backbone, reference, place, Ahead(loader), config.objective, config.train)
+    return Learner(
+        accelerator, Replicated(accelerator), backbone, reference, place, Ahead(loader), config.objective, config.train
+    )
 
 
 def curve(config, cached: bool) -> tuple[list[dict[str, float]], list[torch.Tensor]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from diffpref import hub
 from diffpref.data import parquet
 from diffpref.data.resuming import UnreachableError
 from diffpref.errors import UserError
@@ -85,7 +86,7 @@ def _listing(dataset: str, revision: str | None, name: str) -> tuple[str, list[s
 
     local = "a copy on this machine is read by its path in place of the id"
     try:
-        info = huggingface_hub.HfApi().dataset_info(dataset, revision=revision)
+        info = hub.ask(dataset, lambda: huggingface_hub.HfApi().dataset_info(dataset, revision=revision))
     except errors.GatedRepoError:
         raise UserError(
             f"dataset {dataset} is gated: ask for access on its page and log in with `hf auth login`; or {local}"
@@ -97,10 +98,8 @@ def _listing(dataset: str, revision: str | None, name: str) -> tuple[str, list[s
             f"{name} is neither a path here nor a dataset on the hub (gone, renamed or private): {local}"
         ) from None
     except Exception as error:  # offline, no network, the hub's own faults: each of a kind of its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UnreachableError(
-            f"{name} is no path here, and the hub could not be asked for a dataset of this name ({reason}): {local}"
-        ) from error
+        line = f"{name} is no path here, and the hub could not be asked for a dataset of this name"
+        raise hub.refusal(f"{line} ({hub.explained(error)}): {local}", error, UnreachableError) from error
     return str(info.sha), sorted(file.rfilename for file in info.siblings or ())
 
 
@@ -126,8 +125,11 @@ def _of_split(name: str, files: list[str], split: str, shards: tuple[str, ...]) 
 def _fetch(dataset: str, commit: str, file: str) -> Path:
     import huggingface_hub
 
+    def fetch() -> str:
+        return huggingface_hub.hf_hub_download(dataset, file, repo_type="dataset", revision=commit)
+
     try:
-        return Path(huggingface_hub.hf_hub_download(dataset, file, repo_type="dataset", revision=commit))
+        return Path(hub.ask(f"{file} of dataset {dataset}", fetch))
     except Exception as error:
         raise _not_fetched(dataset, file, error) from error
 
@@ -136,15 +138,17 @@ def _fetch_all(dataset: str, commit: str, folder: str | None) -> Path:
     import huggingface_hub
 
     chosen = None if folder is None else [f"{folder.rstrip('/')}/*"]
+
+    def fetch() -> str:
+        return huggingface_hub.snapshot_download(dataset, repo_type="dataset", revision=commit, allow_patterns=chosen)
+
     try:
-        found = huggingface_hub.snapshot_download(dataset, repo_type="dataset", revision=commit, allow_patterns=chosen)
+        found = hub.ask(f"dataset {dataset}", fetch)
     except Exception as error:
         raise _not_fetched(dataset, folder or "its files", error) from error
     return Path(found) / (folder or "")
 
 
-def _not_fetched(dataset: str, what: str, error: Exception) -> UnreachableError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return UnreachableError(
-        f"{what} of dataset {dataset} could not be fetched ({reason}): the same command goes on from there"
-    )
+def _not_fetched(dataset: str, what: str, error: Exception) -> Exception:
+    line = f"{what} of dataset {dataset} could not be fetched ({hub.explained(error)})"
+    return hub.refusal(f"{line}: the same command goes on from there", error, UnreachableError)

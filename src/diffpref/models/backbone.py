@@ -6,7 +6,7 @@ A family's class adds its text encoders and how its network is called. Nothing t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffpref.models.network import Network
+from diffpref.models.text import TextPart
 from diffpref.types import Cond, Schedule
 
 
@@ -32,6 +33,8 @@ class Autoencoder(Protocol):
     def scale(self, latents: Tensor) -> Tensor: ...
 
     def decode(self, latents: Tensor) -> Tensor: ...
+
+    def release(self) -> None: ...
 
 
 @dataclass(kw_only=True)
@@ -87,6 +90,20 @@ class LatentBackbone(ABC):
         """What the pipeline's unconditional branch sees, `count` rows: the empty prompt, or zeros."""
         empty = self.encode_prompts([""] * count)
         return {name: torch.zeros_like(rows) for name, rows in empty.items()} if self.zeros else empty
+
+    @property
+    def text_parts(self) -> list[TextPart]:
+        """The text encoders with their tokenizers."""
+        values = [getattr(self, entry.name) for entry in fields(self)]
+        listed = [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
+        return [part for part in listed if isinstance(part, TextPart)]
+
+    def release_encoders(self) -> None:
+        """Let go of the autoencoder's and the text encoders' weights; they are loaded again where they are needed."""
+        for part in (self.vae, *self.text_parts):
+            part.release()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def save(self, target: Path, lora: bool) -> None:
         """Write `target` as plain diffusers opens it: the whole pipeline with this network, or its LoRA weights."""

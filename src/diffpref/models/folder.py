@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from diffpref import hub
 from diffpref.errors import UserError, first_line, nearest
 
 FETCHED = [
@@ -33,7 +34,8 @@ def resolve(
 ) -> Path:
     """The local folder of a pipeline: `embedded`, a path, or a hub id, whose `files` are fetched into the hub's cache.
 
-    Raises UserError with one line, naming the configuration's `key`, where there is neither.
+    Raises UserError with one line, naming the configuration's `key`, where there is neither; RunError where the hub
+    fails again and again.
     """
     if pretrained == "embedded":
         from diffpref.embedded import MODEL
@@ -45,14 +47,15 @@ def resolve(
         raise UserError(f"{key}: {pretrained} is no folder and no hub id of the form owner/name")
     from huggingface_hub import snapshot_download
 
+    def fetch() -> str:
+        return snapshot_download(pretrained, revision=revision, allow_patterns=list(files), ignore_patterns=NOT_FETCHED)
+
     try:
-        found = snapshot_download(
-            pretrained, revision=revision, allow_patterns=list(files), ignore_patterns=NOT_FETCHED
-        )
+        return Path(hub.ask(pretrained, fetch))
     except Exception as error:  # the hub's client raises many kinds: HTTP, offline, not found, bad id
-        reason = first_line(error)
-        raise UserError(f"{key}: {pretrained} is no folder here and could not be fetched: {reason}") from error
-    return Path(found)
+        reason = hub.explained(error)
+        line = f"{key}: {pretrained} is no folder here and could not be fetched: {reason}"
+        raise hub.refusal(line, error) from error
 
 
 def component(pipeline: Path, name: str) -> Path:

@@ -58,6 +58,10 @@ class VideoVae:
         loaded = folder.load(AutoencoderKLQwenImage, self.path, torch_dtype=torch.float32)
         return loaded.to(self.device).eval().requires_grad_(False)
 
+    def release(self) -> None:
+        """Let go of the weights; they are loaded again when they are needed."""
+        self.__dict__.pop("model", None)
+
     @property
     def channels(self) -> int:
         """The channels of its latents."""

@@ -46,6 +46,10 @@ class TextPart:
         loaded = folder.load(getattr(transformers, self.kind), self.path, torch_dtype=self.dtype)
         return loaded.to(self.device).eval().requires_grad_(False)
 
+    def release(self) -> None:
+        """Let go of the weights; they are loaded again when they are needed."""
+        self.__dict__.pop("encoder", None)
+
     @cached_property
     def tokenizer(self) -> Any:
         import transformers

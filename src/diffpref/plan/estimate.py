@@ -22,7 +22,6 @@ from diffpref.plan.simulate import (
     run_encoding,
     run_step,
     text_flops,
-    text_parts,
 )
 from diffpref.points import Inverted, Replay
 from diffpref.train.config import Config
@@ -136,7 +135,7 @@ class Planner:
 
     @cached_property
     def encoder_bytes(self) -> int:
-        parts = [self.backbone.vae.model, *(part.encoder for part in text_parts(self.backbone))]
+        parts = [self.backbone.vae.model, *(part.encoder for part in self.backbone.text_parts)]
         return sum(bytes_of(held(part)) for part in parts)
 
     @cached_property
@@ -164,7 +163,7 @@ class Planner:
             forwards += 1
         images = 2 if config.points.takes_pairs else 1
         prompts = 2 if images == 2 and config.data.captions == "image" else 1
-        text = sum(text_flops(part) for part in text_parts(self.backbone)) * prompts
+        text = sum(text_flops(part) for part in self.backbone.text_parts) * prompts
         return Work(
             reference=step.reference_flops / batch,
             forward=step.forward_flops / batch,

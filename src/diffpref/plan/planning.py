@@ -16,7 +16,6 @@ from diffpref.plan.architectures import local
 from diffpref.plan.estimate import Memory, Planner, Work
 from diffpref.plan.fitting import Fitter
 from diffpref.plan.gpus import ASSUMED_MFU, GPUS, Gpu
-from diffpref.plan.simulate import text_parts
 from diffpref.train.config import Config
 
 USUAL_PAIRS = 1000
@@ -60,13 +59,14 @@ def make_plan(config: Config, card: Gpu | None = None, pairs: int | None = None)
 
     Raises UserError for a model that is neither here nor known, and for settings that training would refuse.
     """
+    config = _by_micro_batch(config)
     with _here(config) as (placed, notes):
         family = check_model(placed.model, trainable=True)
 
         fitter = Fitter(placed, Planner)
         asked = fitter.planner(0)
         net = asked.backbone.net
-        texts = [part.encoder for part in text_parts(asked.backbone)]
+        texts = [part.encoder for part in asked.backbone.text_parts]
         items, found = _items(config, pairs)
         mfu = ASSUMED_MFU[family]
         return Plan(
@@ -102,6 +102,16 @@ def _on(gpu: Gpu, fitter: Fitter, config: Config, mfu: float) -> Card:
         days=config.train.max_steps * seconds / 86400,
         mfu=mfu,
     )
+
+
+def _by_micro_batch(config: Config) -> Config:
+    """The same run with its micro-batch as its batch size; `auto`, which only a GPU can tell, stays the batch size."""
+    train = config.train
+    if not isinstance(train.micro_batch, int):
+        return config
+    parts = train.batch_size * train.gradient_accumulation_steps // train.micro_batch
+    split = replace(train, batch_size=train.micro_batch, gradient_accumulation_steps=parts, micro_batch=None)
+    return replace(config, train=split)
 
 
 @contextmanager

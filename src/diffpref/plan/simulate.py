@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ def run_step(config: Config, backbone: Any, device: Device = "cuda") -> Step:
     weights = bytes_of(held(net))
     known = held(net)
     apart = config.model.lora_rank == 0 or train.reference_decay is not None  # it is a network of its own
-    reference = config.objective.needs_reference
+    reference = config.objective.needs_reference and not train.reference_cache
     net.disable_gradient_checkpointing()
     checkpoint_activations(net, train.gradient_checkpointing)
     if train.gradient_accumulation_steps > 1:
@@ -137,15 +137,6 @@ def latent_shape(config: Config, backbone: Any) -> tuple[int, int, int]:
     return backbone.latent_shape(config.data.resolution, config.data.resolution)
 
 
-def text_parts(backbone: Any) -> list[TextPart]:
-    """A family's text encoders."""
-    found = []
-    for entry in fields(backbone):
-        value = getattr(backbone, entry.name)
-        found += [part for part in (value if isinstance(value, tuple) else (value,)) if isinstance(part, TextPart)]
-    return found
-
-
 def tokens_of(part: TextPart) -> int:
     """How many tokens a text encoder reads; without its tokenizer, as many as it has positions for."""
     return part.limit or part.config["max_position_embeddings"]
@@ -153,7 +144,7 @@ def tokens_of(part: TextPart) -> int:
 
 def conditioning(backbone: Any, rows: int) -> Cond:
     """What the network is told, as `encode_prompts` shapes it."""
-    config, parts = backbone.net.config, text_parts(backbone)
+    config, parts = backbone.net.config, backbone.text_parts
     length = tokens_of(parts[-1])
     if isinstance(backbone, StableDiffusion3):
         length = tokens_of(backbone.clips[0]) + backbone.text_length

@@ -30,7 +30,7 @@ def as_text(plan: Plan, name: str) -> str:
     lines += ["parameters", *_rows(_parameters(plan)), ""]
     lines += [f"GPU memory in training, GB ({micro}, {precision}{checkpointing})", *_rows(_memory(plan)), ""]
     lines += [f"disk, GB ({plan.items:,} {plan.kind})", *_rows(_disk(plan)), ""]
-    lines += [f"work, TFLOP a {one} (2 x multiply-adds)", *_rows(_work(plan)), ""]
+    lines += [f"work, TFLOP {'an' if one[0] in 'aeiou' else 'a'} {one} (2 x multiply-adds)", *_rows(_work(plan)), ""]
     total = train.batch_size * train.gradient_accumulation_steps
     steps = f"{train.max_steps:,} steps of {total:,} {plan.kind}"
     lines.append(f"one GPU, {steps}, at an assumed MFU of {plan.cards[0].mfu:.0%} (nothing was measured)")
@@ -62,6 +62,8 @@ def _memory(plan: Plan) -> list[tuple[str, str, str]]:
         reference = "a copy of the network"
     else:
         reference = "the adapters off" if config.objective.needs_reference else "the objective has none"
+    if config.train.reference_cache:
+        reference = "its errors are kept"
     if config.data.cache == "none":
         encoders = "encode at every step"
     else:

@@ -35,9 +35,7 @@ def calibrated_objective(learner: Learner) -> Objective:
 
     Raises RunError where these errors are not finite.
     """
-    batches = [
-        learner.data.loader.batch(learner.places(0, m)) for m in range(learner.train.gradient_accumulation_steps)
-    ]
+    batches = [learner.data.loader.batch(learner.places(0, micro)) for micro in range(learner.micros)]
     errors = [_error(learner, batch) for batch in batches]
     mean: Any = learner.accelerator.reduce(torch.stack(errors).mean(), reduction="mean")
     if not 0 < mean.item() < float("inf"):

@@ -28,7 +28,9 @@ def _check_numbers(config: Config) -> None:
         "train.max_steps": train.max_steps,
         "train.batch_size": train.batch_size,
         "train.gradient_accumulation_steps": train.gradient_accumulation_steps,
+        "train.micro_batch": train.micro_batch,
         "train.learning_rate": train.learning_rate,
+        "train.process_timeout": train.process_timeout,
         "train.logging_steps": train.logging_steps,
         "train.snr_gamma": train.snr_gamma,
         "train.skip_spikes": train.skip_spikes,
@@ -116,6 +118,12 @@ def _check_choices(config: Config) -> None:
         raise UserError(f"train.sdpo_mu: the safeguard is for objectives of pairs, and {objective.name!r} is not one")
     if config.train.reference_decay is not None and not objective.needs_reference:
         raise UserError(f"train.reference_decay: the objective {objective.name!r} has no reference that could follow")
+    train, own = config.train, config.train.batch_size * config.train.gradient_accumulation_steps
+    if isinstance(train.micro_batch, int) and own % train.micro_batch:
+        raise UserError(
+            f"train.micro_batch: {train.micro_batch} does not divide train.batch_size x "
+            f"train.gradient_accumulation_steps = {own}"
+        )
     if config.train.reference_cache:
         _check_reference_cache(config)
     if len(model.lora_scales) not in (0, len(model.lora)):

@@ -7,7 +7,9 @@ and counters) and `manifest.json` (the sum of each). Nothing is pickled.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Set
@@ -20,7 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffpref.files import flush
+from diffpref.errors import RunError
+from diffpref.files import disk_full, flush, no_room
 from diffpref.sharding import put, split, wholes
 from diffpref.train.kept import Kept, kept, newest_whole, superseded, write_manifest
 from diffpref.train.optimizers import trained_parameters
@@ -43,6 +46,12 @@ class Checkpoint:
     state: dict[str, Any]
     extra: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     copied: torch.cuda.Event | None = None
+
+    @property
+    def size(self) -> int:
+        """The bytes of its tensors, which are all but some thousand of those of its files."""
+        parts = (self.weights, self.optimizer, *self.extra.values())
+        return sum(tensor.nbytes for part in parts for tensor in part.values())
 
 
 class Host:
@@ -141,8 +150,8 @@ def save(
     """Write `folder/step-N` and, once it is complete, remove what `superseded` says.
 
     keep: so many of the newest stay; 0 keeps all. keep_every: those of a multiple of so many steps stay too.
-    protected: steps whose checkpoints stay, however old. Raises OSError or SafetensorError where it cannot be written;
-    then nothing of it is left, and no other checkpoint is touched.
+    protected: steps whose checkpoints stay, however old. Raises RunError where it does not fit on the disk, and OSError
+    or SafetensorError where it cannot be written; then nothing of it is left, and no other checkpoint is touched.
     """
     target = folder / f"step-{checkpoint.step}"
     part = _aside(target)
@@ -152,6 +161,8 @@ def save(
         checkpoint.copied.synchronize()
     try:
         part.mkdir(parents=True)
+        if shutil.disk_usage(part).free < checkpoint.size:  # seen before all the room that there is has been taken
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         save_file(checkpoint.weights, part / "weights.safetensors")
         save_file(checkpoint.optimizer, part / "optimizer.safetensors", {"layout": json.dumps(checkpoint.layout)})
         for name, tensors in checkpoint.extra.items():
@@ -164,14 +175,25 @@ def save(
         if target.exists():  # a damaged one, which a resume passed over
             _remove(target)
         part.rename(target)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
+        if disk_full(error):
+            raise RunError(_too_large(folder, checkpoint)) from error
         raise
     flush(folder)
     steps = {found.step: found.path for found in kept(folder)}
     for step in superseded(steps, checkpoint.step, keep, keep_every, protected):
         _remove(steps[step])
     return target
+
+
+def _too_large(folder: Path, checkpoint: Checkpoint) -> str:
+    stays = max((found.step for found in kept(folder)), default=None)
+    before = "there is none before it" if stays is None else f"that of step {stays} stays"
+    return (
+        f"the checkpoint of step {checkpoint.step} needs {checkpoint.size:,} bytes: {no_room(folder)}; {before}: make "
+        "room (train.checkpoints_total_limit 1 keeps one at a time), then add --resume"
+    )
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[Path]]:

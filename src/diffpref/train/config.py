@@ -107,6 +107,14 @@ class TrainConfig:
     """Pairs (or single images) per process and micro-step."""
     gradient_accumulation_steps: int = 1
     """Micro-steps whose gradients make one optimizer step."""
+    micro_batch: int | Literal["auto"] | None = None
+    """How many of these batch_size x gradient_accumulation_steps items go through the networks at once, a divisor;
+    `auto` finds by trying the most that the memory takes; batch_size when not given. It changes nothing but time and
+    memory."""
+    halve_on_out_of_memory: bool = True
+    """Where memory runs out in a step, take it again with half as many items at once. With one process alone."""
+    process_timeout: float = 1800.0
+    """Seconds for which processes of a run wait for one another; then they take the others for hung, and end."""
     learning_rate: float = 1e-8
     """The learning rate after warm-up."""
     scale_lr: bool = False

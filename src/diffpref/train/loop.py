@@ -20,6 +20,7 @@ from diffpref.data.ahead import Ahead
 from diffpref.data.choice import Choice
 from diffpref.data.loader import Loader
 from diffpref.errors import Stopped
+from diffpref.files import made_beside
 from diffpref.models.loading import check_model, load_backbone, scheduler_config_of, weights_dtype
 from diffpref.models.speed import channels_last, checkpoint_activations, compile_blocks
 from diffpref.points import Replay
@@ -32,9 +33,12 @@ from diffpref.train import validation
 from diffpref.train.calibration import calibrated_objective, wants_calibration
 from diffpref.train.config import Config, TrainConfig
 from diffpref.train.determinism import deterministic
+from diffpref.train.faults import told
+from diffpref.train.fitting import settled, take
 from diffpref.train.optimizers import check_optimizer, make_optimizer
 from diffpref.train.placing import InStep, make_placer, samples
 from diffpref.train.preferences import open_dataset, open_preferences
+from diffpref.train.processes import end_with_launcher, waiting_at_most
 from diffpref.train.profiling import Profiler, unmeasured
 from diffpref.train.reference_cache import with_reference_errors
 from diffpref.train.run_folder import RunFolder
@@ -53,16 +57,21 @@ def train(config: Config, resume: bool = False, until: float | None = None, prof
 
     until: the time of `time.monotonic` at which the run stops if it is not done. profile: so many steps are measured,
     see profiling.py.
-    Raises UserError for wrong input, RunError when three steps in a row have no finite gradient, the guard stops, or a
-    checkpoint cannot be written, and Stopped after SIGINT, SIGTERM or SIGUSR1 or at that time.
+    Raises UserError for wrong input, RunError when three steps in a row have no finite gradient, the guard stops, or
+    memory, disk or another process fails, and Stopped after SIGINT, SIGTERM or SIGUSR1 or at that time.
     """
-    with deterministic(config.train.deterministic), Stop(until) as stop:
+    with told(config), deterministic(config.train.deterministic), Stop(until) as stop:
         return _train(config, resume, profile, stop)
 
 
 def _train(config: Config, resume: bool, profile: int, stop: Stop) -> Path:
     zero = stage_asked()
-    accelerator = Accelerator(mixed_precision=config.train.mixed_precision, cpu=not torch.cuda.is_available())
+    end_with_launcher()
+    accelerator = Accelerator(
+        mixed_precision=config.train.mixed_precision,
+        cpu=not torch.cuda.is_available(),
+        kwargs_handlers=[waiting_at_most(config.train.process_timeout)],
+    )
     weights = weights_dtype(config.train.mixed_precision, accelerator.device)
     check_optimizer(config.train)
     strategy = make_strategy(accelerator, config.train, zero)
@@ -111,6 +120,7 @@ def _train(config: Config, resume: bool, profile: int, stop: Stop) -> Path:
     learner = Learner(
         accelerator, strategy, policy, reference, placed, data, config.objective, config.train, state.spikes, region
     )
+    learner = settled(learner, config, state, stepping)
     if wants_calibration(config.objective):
         learner = replace(learner, objective=state.objective(lambda: calibrated_objective(learner)))
 
@@ -162,7 +172,7 @@ def _train(config: Config, resume: bool, profile: int, stop: Stop) -> Path:
                     profiler.next()
                 stop.ask()
                 state.set_learning_rate()
-                taken = learner.step(state.step, stepping)
+                learner, taken = take(learner, config, state, stepping)
                 state.step, state.looked, entry = state.step + 1, True, taken.entry
                 state.count(taken)
                 if taken.skipped is None:
@@ -198,7 +208,8 @@ def _train(config: Config, resume: bool, profile: int, stop: Stop) -> Path:
     with state.shown_weights():
         shown = backbone.with_net(strategy.whole(backbone.net))
         if accelerator.is_main_process:
-            shown.save(run.final, lora=config.model.lora_rank > 0)
+            with made_beside(run.final) as folder:
+                shown.save(folder, lora=config.model.lora_rank > 0)
     if accelerator.is_main_process:
         _list_skipped(loader, run)  # without a store, broken rows show only when they are met
         name = config.objective.name.upper().replace("_", "-")

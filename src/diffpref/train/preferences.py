@@ -92,6 +92,7 @@ def _encoded(config: Config, dataset: PreferenceDataset, backbone: Backbone, acc
         return direct
     main = bool(accelerator.is_main_process)
     store = build_store(store_path(config), dataset, backbone, config.data, shown=main)  # by all processes together
+    backbone.release_encoders()  # training has their memory; validation loads them again
     accelerator.wait_for_everyone()
     return store
 

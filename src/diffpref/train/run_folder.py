@@ -13,14 +13,15 @@ from typing import Any
 
 from diffpref.errors import UserError
 from diffpref.files import flush, write_whole
+from diffpref.redaction import command
 from diffpref.train.config import Config
 from diffpref.train.config_file import from_yaml, to_yaml
 
 # What may change between a run and its continuation without making it another run.
 # The batch may be split otherwise: `resume` compares what the parts multiply to.
 FREE_TO_CHANGE = {"checkpointing_steps", "checkpoints_total_limit", "checkpoints_keep_every"}
-FREE_TO_CHANGE |= {"logging_steps", "max_steps"}
-FREE_TO_CHANGE |= {"batch_size", "gradient_accumulation_steps"}
+FREE_TO_CHANGE |= {"logging_steps", "max_steps", "process_timeout"}
+FREE_TO_CHANGE |= {"batch_size", "gradient_accumulation_steps", "micro_batch", "halve_on_out_of_memory"}
 FREE_TO_CHANGE |= {"gradient_checkpointing", "compile", "channels_last", "offload_ema", "sampled_at_once"}  # last bits
 SPEEDS = ("pairs_per_second", "data_wait", "checkpoint_wait")  # all of metrics.jsonl that depends on the machine
 SCORE = "validation_score"  # in metrics.jsonl: the mean by the first scorer; with _NAME behind it that by each
@@ -132,7 +133,7 @@ def _environment() -> dict[str, Any]:
 
     packages = ("diffpref", "torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors")
     return {
-        "command": sys.argv,
+        "command": command(sys.argv),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: version(name) for name in packages},

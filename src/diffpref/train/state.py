@@ -51,6 +51,7 @@ class RunState:
         self.step, self.non_finite, self.skipped = 0, 0, 0
         self.spikes = Spikes(config.train.skip_spikes) if config.train.skip_spikes else None
         self.beta: float | None = None  # what `auto` was found to be
+        self.split: dict[str, Any] | None = None  # how many items go through the networks at once: see fitting.py
         self.looked = True  # whether what is due after this step's end, to look at it, is done
         self.kept: int | None = None  # the step of the newest checkpoint, which may still be being written
         self.writer = Writer()
@@ -158,7 +159,7 @@ class RunState:
         scaler = self._accelerator.scaler.state_dict() if self._accelerator.scaler else None
         state = {"items_per_step": self._items, "processes": self._accelerator.num_processes, "looked": self.looked}
         state |= {"non_finite": self.non_finite, "scaler": scaler, "beta": self.beta, "guard": self._guard.state()}
-        state |= {"skipped": self.skipped, "spikes": self.spikes.state() if self.spikes else None}
+        state |= {"skipped": self.skipped, "spikes": self.spikes.state() if self.spikes else None, "split": self.split}
         train, run, step = self._config.train, self._run, self.step
         protected = {self._guard.good or 0} if self._config.guard.action == "rollback" else set()
         if self._config.validation.keep_best and (best := run.best()):
@@ -203,7 +204,7 @@ class RunState:
             self._restore(found)
             self.step = self.kept = found.step
             self.non_finite, self.beta, self.looked = (found.state[key] for key in ("non_finite", "beta", "looked"))
-            self.skipped = found.state.get("skipped", 0)
+            self.skipped, self.split = found.state.get("skipped", 0), found.state.get("split")
             self._guard.restore(found.state["guard"])
             if self.spikes and found.state.get("spikes"):
                 self.spikes.restore(found.state["spikes"])

@@ -48,6 +48,8 @@ class Writer:
         try:
             if writing:
                 writing.result()
+        except RunError:  # it says already what there is to say
+            raise
         except Exception as error:
             text = f"the checkpoint of step {self._step} could not be written: {first_line(error)}"
             raise RunError(f"{text}; the checkpoints before it stay") from error

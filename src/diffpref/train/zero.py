@@ -76,7 +76,7 @@ class ZeroOptimizer:
     """
 
     def __init__(self, engine: Any, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter]) -> None:
-        self._engine, self._optimizer, self._parameters = engine, optimizer, parameters
+        self._engine, self.optimizer, self._parameters = engine, optimizer, parameters
         self._tensors = importlib.import_module("deepspeed.utils")
         self._stepped = True
         self.state: dict[Any, Any] = {}  # by parameter there is none: it is flat
@@ -84,7 +84,7 @@ class ZeroOptimizer:
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """One group with the optimizer's own settings: what is changed in them counts."""
-        group = self._optimizer.param_groups[0]
+        group = self.optimizer.param_groups[0]
         return [_Settings(group, self._parameters)]
 
     def step(self) -> None:
@@ -112,10 +112,10 @@ class ZeroOptimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """As the plain optimizer would have it. Every process must call it."""
-        group = self._optimizer.param_groups[0]
+        group = self.optimizer.param_groups[0]
         settings = {name: value for name, value in group.items() if name != "params"}
         groups = [{**settings, "params": list(range(len(self._parameters)))}]
-        flat = self._optimizer.state.get(group["params"][0])
+        flat = self.optimizer.state.get(group["params"][0])
         if not flat:
             return {"state": {}, "param_groups": groups}
         get = self._tensors.safe_get_full_optimizer_state
@@ -127,17 +127,17 @@ class ZeroOptimizer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave, and the weights as they now stand in the network."""
-        zero, group = self._engine.optimizer, self._optimizer.param_groups[0]
+        zero, group = self._engine.optimizer, self.optimizer.param_groups[0]
         zero.refresh_fp32_params()
         group.update({name: value for name, value in state["param_groups"][0].items() if name != "params"})
         flat = group["params"][0]
         if not state["state"]:
-            self._optimizer.state.clear()
+            self.optimizer.state.clear()
             return
-        if not self._optimizer.state.get(flat):
-            self._optimizer.state[flat] = {name: torch.zeros_like(flat) for name in MOMENTS}
+        if not self.optimizer.state.get(flat):
+            self.optimizer.state[flat] = {name: torch.zeros_like(flat) for name in MOMENTS}
             zero._lazy_init_hp_params_optimizer_state()
-        self._optimizer.state[flat]["step"] = state["state"][0]["step"].clone()
+        self.optimizer.state[flat]["step"] = state["state"][0]["step"].clone()
         for number, entry in state["state"].items():
             for name in MOMENTS:
                 self._tensors.safe_set_full_optimizer_state(self._parameters[number], entry[name], name)

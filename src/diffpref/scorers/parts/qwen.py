@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from diffpref import hub
 from diffpref.errors import UserError, first_line
 from diffpref.scorers.parts import weights
 from diffpref.scorers.parts.pixels import normal, rgb, tensor
@@ -117,9 +118,10 @@ def load_chat(place: str, scorer: str, mark: str, asked: str) -> Chat:
 
     logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        tokenizer = hub.ask(place, lambda: AutoTokenizer.from_pretrained(place, trust_remote_code=False))
     except Exception as error:  # each kind of damage raises its own
-        raise UserError(f"{scorer}: {place} has no tokenizer that can be read: {first_line(error)}") from error
+        line = f"{scorer}: {place} has no tokenizer that can be read: {hub.explained(error)}"
+        raise hub.refusal(line, error) from error
     if missing := [each for each in MARKS if each not in tokenizer.get_vocab()]:
         raise UserError(f"{scorer}: {place} has no tokenizer of Qwen2-VL: it has no {missing[0]}")
     tokenizer.add_tokens([mark], special_tokens=True)

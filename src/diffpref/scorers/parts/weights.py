@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from diffpref import hub
 from diffpref.errors import UserError, first_line
 from diffpref.files import sha256
 
@@ -65,29 +66,31 @@ def _fetch(repository: str, names: Sequence[str], scorer: str) -> Path | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    unreached = None
+    def fetch(name: str, here: bool) -> Path:
+        return Path(hub.ask(f"{repository}/{name}", lambda: hf_hub_download(repository, name, local_files_only=here)))
+
+    unreached: Exception | None = None
     for name in names:
+        down = unreached is not None and hub.passes(unreached)  # then it is not asked for the other names too
         try:
-            found = Path(hf_hub_download(repository, name))
+            found = fetch(name, down)
             for shard in _shards(found) if name.endswith(".index.json") else ():
-                hf_hub_download(repository, shard.name)
+                fetch(shard.name, down)
             return found
-        except LocalEntryNotFoundError as error:  # offline, and not in the cache: another name may be
-            unreached = error
+        except LocalEntryNotFoundError as error:  # out of reach, and not in the cache: another name may be
+            unreached = unreached or error
         except EntryNotFoundError:
             continue
         except Exception as error:  # the hub's client raises many kinds: HTTP, not found, gated, bad id
-            raise _gone(repository, scorer, first_line(error)) from error
+            raise _gone(repository, scorer, error) from error
     if unreached is not None:
-        raise _gone(repository, scorer, f"{names[0]} is not in the cache, and the hub is out of reach")
+        raise _gone(repository, scorer, unreached)
     return None
 
 
-def _gone(repository: str, scorer: str, reason: str) -> UserError:
-    return UserError(
-        f"{scorer}: {repository} is no file or folder here and could not be fetched: {reason}; "
-        "give weights that you have as NAME=WEIGHTS"
-    )
+def _gone(what: str, scorer: str, error: Exception) -> Exception:
+    line = f"{scorer}: {what} is no file or folder here and could not be fetched: {hub.explained(error)}"
+    return hub.refusal(f"{line}; give weights that you have as NAME=WEIGHTS", error)
 
 
 def digest(file: Path) -> str:
