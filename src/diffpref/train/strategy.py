@@ -78,10 +78,7 @@ class Replicated:
 
 
 class Sharded:
-    """Every process has a part of each weight, and of what the optimizer and the references keep (FSDP2).
-
-    forward: makes one forward of a network that it is given, of any input; for processes that only lend their parts.
-    """
+    """Every process has a part of each weight, and of what the optimizer and the references keep (FSDP2)."""
 
     sharded, gathers = True, True
 
@@ -124,7 +121,7 @@ class Sharded:
         return whole(norm)
 
     def lend(self, net: Any, forward: Callable[[Any], Tensor]) -> None:
-        """Make `together` possible. forward: one forward of a network that it is given, of any input."""
+        """Make `together` possible. forward: one forward, of any input, of the network that it is given."""
         self._lockstep = Lockstep(self._accelerator, [net, *self._copies], forward)
 
     def together(self) -> AbstractContextManager[None]:
