@@ -1,6 +1,7 @@
 """What every test starts from: one thread, no network, fresh accelerate state."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -11,6 +12,8 @@ import torch
 from jaxtyping import install_import_hook
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a job that a shell runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Check the types and shapes of every call. Configuration records name tensor types without importing torch, so
 # objectives and points cannot be checked themselves; what they take and give is.
 CHECKED = ("data", "draws", "embedded", "evaluate", "models", "reference", "report", "sampling", "schedules")

@@ -198,7 +198,7 @@ def test_a_file_takes_the_tokenizer_beside_it_or_the_one_named(folder: Path, tmp
     torch.save({"state_dict": tiny_state()}, lonely)
     (tmp_path / "config.json").write_text(json.dumps(config()))
     assert load("hpsv2", f"{lonely}={folder}")(image, prompt) == pytest.approx(expected, abs=1e-5)
-    with pytest.raises(UserError, match=r"hpsv2: laion/CLIP-ViT-H.*could not be fetched.*vocab\.json"):
+    with pytest.raises(UserError, match=r"hpsv2: laion/CLIP-ViT-H.*, vocab\.json, .*could not be fetched"):
         load("hpsv2", lonely)
 
 
@@ -211,7 +211,9 @@ def test_a_folder_without_a_tokenizer_names_the_missing_files(tmp_path: Path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_without_weights_and_without_the_hub_it_is_one_line(name: str):
-    with pytest.raises(UserError, match=rf"{name}: \S+/\S+ is no file or folder.*out of reach.*NAME=WEIGHTS") as error:
+    with pytest.raises(
+        UserError, match=rf"{name}: \S+/\S+, \S+, is no file or folder.*HF_HUB_OFFLINE.*NAME=WEIGHTS"
+    ) as error:
         load_scorer(name)
     assert "\n" not in str(error.value)
 
@@ -230,7 +232,7 @@ def test_published_weights_in_the_hubs_cache_need_no_configuration(
     cached = load_clip("some/body", FILES, standard, {}, "x", "cpu", "fp32")
     prepared = list(wave((1, 3, SIDE, SIDE), 3))
     assert torch.equal(cached.features(prepared), clip_of(folder).features(prepared))
-    with pytest.raises(UserError, match=r"x: some/body .*config\.json is not in the cache"):
+    with pytest.raises(UserError, match=r"x: some/body, config\.json, .*not in the hub's cache"):
         load_clip("some/body", FILES, None, {}, "x", "cpu", "fp32")
     (snapshot / "config.json").write_text(json.dumps(config()))
     asked = load_clip("some/body", FILES, None, {}, "x", "cpu", "fp32")

@@ -285,8 +285,8 @@ def test_what_a_cpu_cannot_take_is_foreseen(pipeline, tiny_pairs, tmp_path, capl
 
 def test_the_meter_sees_what_is_taken():
     meter = memory.HostMeter()
-    kept = np.ones(2**24, dtype=np.uint8)
-    assert 2**24 * 0.9 < meter.peak() < 2**24 * 3
+    kept = np.ones(2**27, dtype=np.uint8)  # so much that what the process had free before matters little
+    assert 2**27 * 0.8 < meter.peak() < 2**27 * 1.5
     del kept
     assert memory.HostMeter.free() > 2**24
 

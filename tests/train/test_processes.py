@@ -71,7 +71,7 @@ def test_a_checkpoint_of_two_processes_resumes_on_others(ran, kind, count):
     lines = [metrics(ran[kind, each]) for each in (count, 2)]
     for key in ("loss", "policy_error_chosen", "grad_norm"):
         values = [[line[key] for line in each] for each in lines]
-        assert values[0] == pytest.approx(values[1], abs=1e-5) and len(values[0]) == STEPS
+        assert values[0] == pytest.approx(values[1], rel=3e-6, abs=1e-5) and len(values[0]) == STEPS
     assert len({line["policy_error_chosen"] for line in lines[1]}) == STEPS
 
 

@@ -43,16 +43,25 @@ class Stop:
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
-            for number in NAMES:
-                if number == signal.SIGALRM:
-                    ours = self._until is not None
-                else:  # a shell lets what runs behind it ignore SIGINT; None is a handler that is not Python's
-                    ours = signal.getsignal(number) not in (signal.SIG_IGN, None)
-                if ours:
-                    self._before[number] = signal.signal(number, self._told)
-            if self._until is not None:
-                signal.setitimer(signal.ITIMER_REAL, max(self._until - time.monotonic(), 1e-6))
+            try:
+                self._listen()
+            except Stopped:  # the time is over already, or a signal came at once
+                self.__exit__()
+                raise
         return self
+
+    def _listen(self) -> None:
+        for number in NAMES:
+            before = signal.getsignal(number)
+            if number == signal.SIGALRM:
+                ours = self._until is not None
+            else:  # a shell lets what runs behind it ignore SIGINT; None is a handler that is not Python's
+                ours = before not in (signal.SIG_IGN, None)
+            if ours:
+                self._before[number] = before
+                signal.signal(number, self._told)
+        if self._until is not None:
+            signal.setitimer(signal.ITIMER_REAL, max(self._until - time.monotonic(), 1e-6))
 
     def __exit__(self, *_: object) -> None:
         if signal.SIGALRM in self._before:

@@ -82,9 +82,9 @@ def _fetch(repository: str, names: Sequence[str], scorer: str) -> Path | None:
         except EntryNotFoundError:
             continue
         except Exception as error:  # the hub's client raises many kinds: HTTP, not found, gated, bad id
-            raise _gone(repository, scorer, error) from error
+            raise _gone(f"{repository}, {name},", scorer, error) from error
     if unreached is not None:
-        raise _gone(repository, scorer, unreached)
+        raise _gone(f"{repository}, {names[0]},", scorer, unreached)
     return None
 
 
