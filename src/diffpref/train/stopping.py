@@ -53,10 +53,9 @@ class Stop:
     def _listen(self) -> None:
         for number in NAMES:
             before = signal.getsignal(number)
-            if number == signal.SIGALRM:
-                ours = self._until is not None
-            else:  # a shell lets what runs behind it ignore SIGINT; None is a handler that is not Python's
-                ours = before not in (signal.SIG_IGN, None)
+            # a shell lets what runs behind it ignore SIGINT; None is a handler that is not Python's
+            heard = before not in (signal.SIG_IGN, None)
+            ours = self._until is not None if number == signal.SIGALRM else heard
             if ours:
                 self._before[number] = before
                 signal.signal(number, self._told)
