@@ -157,7 +157,9 @@ def test_an_id_that_cannot_be(remote, pauses, id):
 
 def test_weights_are_asked_for_by_the_other_names_only_while_the_hub_answers(remote, pauses):
     remote.fault = first("head", 99, (502, {}))
-    with pytest.raises(RunError, match=r"^x: owner/name is no file.*502 Bad Gateway, again.*NAME=WEIGHTS$"):
+    with pytest.raises(
+        RunError, match=r"^x: owner/name, a\.safetensors, is no file.*502 Bad Gateway, again.*NAME=WEIGHTS$"
+    ):
         weights.find("owner/name", ["a.safetensors", "b.safetensors", "c.safetensors"], "x")
     assert remote.asked.count("head") == 7  # one, and once more with the client's five repetitions
     remote.fault = first("head", 0, None)

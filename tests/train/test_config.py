@@ -53,6 +53,10 @@ class TestRoundTrip:
         assert read(to_yaml(config)) == config
         assert isinstance(read(to_yaml(config)).model.lora_targets, tuple)
 
+    @pytest.mark.parametrize("name", ["\x85", "a\u2028b", "\u2029", "ünï 漢字", " two\nlines "])
+    def test_any_text_comes_back(self, read, name):
+        assert read(to_yaml(replace(Config(), output_dir=name))) == replace(Config(), output_dir=name)
+
     def test_the_text_is_plain_yaml_in_the_order_of_the_groups(self):
         text = to_yaml(PRESETS["sd15-dpo"])
         assert list(yaml.safe_load(text)) == [

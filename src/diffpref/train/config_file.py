@@ -19,7 +19,13 @@ def to_yaml(config: Config) -> str:
     """The configuration as YAML that `from_yaml` reads back to the same value."""
     import yaml
 
-    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False, allow_unicode=True)
+    plain = _plain(asdict(config))
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    if any(
+        mark in text for mark in "\x85\u2028\u2029"
+    ):  # line breaks that PyYAML writes as they are and reads as spaces
+        text = yaml.safe_dump(plain, sort_keys=False)
+    return text
 
 
 def from_yaml(path: Path, base: T) -> T:
