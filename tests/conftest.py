@@ -53,3 +53,18 @@ def tiny_pairs(tmp_path_factory):
     from support.tiny import make_pairs, write_pairs
 
     return write_pairs(tmp_path_factory.mktemp("tiny") / "pairs", make_pairs(24))
+
+
+@pytest.fixture
+def forwards(monkeypatch):
+    """Notes each forward of a U-Net: whether gradients were on."""
+    from diffusers import UNet2DConditionModel
+
+    noted, original = [], UNet2DConditionModel.forward
+
+    def forward(self, *args, **kwargs):
+        noted.append(torch.is_grad_enabled())
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", forward)
+    return noted

@@ -48,21 +48,6 @@ def learner_of(pipeline, tiny_pairs, tmp_path):
     return build
 
 
-@pytest.fixture
-def forwards(monkeypatch):
-    """Notes each forward of a U-Net: whether gradients were on."""
-    from diffusers import UNet2DConditionModel
-
-    noted, original = [], UNet2DConditionModel.forward
-
-    def forward(self, *args, **kwargs):
-        noted.append(torch.is_grad_enabled())
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(UNet2DConditionModel, "forward", forward)
-    return noted
-
-
 @pytest.mark.parametrize("lora", [False, True])
 def test_one_reference_forward_a_micro_step(learner_of, forwards, lora):
     learner, optimizer = learner_of(lora, micros=3)

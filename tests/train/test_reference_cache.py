@@ -51,21 +51,6 @@ def config(pipeline, pairs, tmp_path):
     return replace(made, data=replace(made.data, cache=str(tmp_path / "cache")))
 
 
-@pytest.fixture
-def forwards(monkeypatch):
-    """Notes each forward of a U-Net: whether gradients were on."""
-    from diffusers import UNet2DConditionModel
-
-    noted, original = [], UNet2DConditionModel.forward
-
-    def forward(self, *args, **kwargs):
-        noted.append(torch.is_grad_enabled())
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(UNet2DConditionModel, "forward", forward)
-    return noted
-
-
 def opened(config):
     """Accelerator, backbone and both loaders of a configuration, before the reference's errors are asked for."""
     accelerator = Accelerator(cpu=True)

@@ -150,11 +150,12 @@ def _train(config: Config, resume: bool, profile: int, stop: Stop) -> Path:
                 run.log({"step": step, **found})
             if scorer := validation.first_scorer(drawn_found):
                 best = run.mark_best(scorer) == step
-        told = [best, cut, stop.wanted]
-        broadcast_object_list(told)  # waits
-        state.looked = not told[1]
-        stop.hear(told[2])
-        return bool(told[0])
+        shared: list[Any] = [best, cut, stop.wanted]  # the main process's
+        broadcast_object_list(shared)  # waits
+        best, cut, wanted = shared
+        state.looked = not cut
+        stop.hear(wanted)
+        return best
 
     stop.among(accelerator)
     clock = _Clock(learner.items, data, state.writer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -42,7 +42,7 @@ def check_optimizer(train: TrainConfig) -> None:
             raise UserError("train.ema: schedule_free is an average of the weights already; leave it false")
 
 
-def make_optimizer(parameters: list[torch.nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(parameters: Sequence[Tensor], train: TrainConfig) -> torch.optim.Optimizer:
     """The optimizer that the configuration names, over fp32 parameters. Raises UserError as `check_optimizer` does.
 
     Every one of them takes `weight_decay`, decoupled from the gradient. Adafactor is transformers', with the arguments

@@ -52,7 +52,7 @@ class Replicated:
 
     def prepare(self, net: Any, make: MakeOptimizer) -> tuple[Any, torch.optim.Optimizer, Any]:
         """The network to train with, its optimizer, and what takes this one's steps."""
-        optimizer = make(list(trained_parameters(net).values()))  # type: ignore[arg-type]
+        optimizer = make(list(trained_parameters(net).values()))
         wrapped, stepping = self._accelerator.prepare(net, optimizer)
         return wrapped, optimizer, stepping
 
@@ -106,7 +106,7 @@ class Sharded:
             self._split(twin)
             parts = {name: value.detach().clone() for name, value in net.state_dict().items()}
             twin.load_state_dict(parts, assign=True)
-        optimizer = make(list(trained_parameters(net).values()))  # type: ignore[arg-type]
+        optimizer = make(list(trained_parameters(net).values()))
         return net, optimizer, self._accelerator.prepare_optimizer(optimizer)
 
     def synchronised(self, net: Any, last: bool) -> AbstractContextManager[None]:

@@ -10,7 +10,7 @@ import copy
 import importlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from diffpref.train.config import TrainConfig
 from diffpref.train.optimizers import trained_parameters
 
-MakeOptimizer = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
+MakeOptimizer = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
 
 STAGES = (1, 2)
 MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
