@@ -1,16 +1,14 @@
-"""The replay buffer: what a row is made of, whose weights sample, what is kept, and that the split changes nothing."""
+"""The replay buffer: what a row is made of, whose weights sample, and what is kept."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 
 import diffusers
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from support.tiny import PROMPTS, learn, load
+from support.replay import CLOSE, KEEPING, SHORT, batch
+from support.tiny import learn, load
 from torch import Tensor
 
 from diffpref.draws import generator, uniform
@@ -21,11 +19,9 @@ from diffpref.points import Paired, Replay
 from diffpref.reference import frozen_copy
 from diffpref.schedules import FlowSchedule
 from diffpref.train.replay import ReplayBuffer, Share
-from diffpref.types import Batch, Outputs, Points
+from diffpref.types import Outputs
 
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
-SHORT = Replay(steps=4)  # otherwise as published
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # a forward of another batch size rounds otherwise, step after step
 
 
 @pytest.fixture(params=["epsilon", "v_prediction", "flow"])
@@ -38,35 +34,6 @@ def model(request, pipeline, v_pipeline) -> tuple[StableDiffusion, Replay]:
 
 def as_flow(backbone: StableDiffusion) -> StableDiffusion:
     return replace(backbone, schedule=FlowSchedule(3.0), scheduler_config=FLOW)
-
-
-def batch(backbone: StableDiffusion, draws: range, pairs: bool = False) -> Batch:
-    """An item for each draw, its image and prompt functions of the draw."""
-    copies = 2 if pairs else 1
-    seeds = [7 * draw + half for half in range(copies) for draw in draws]
-    latents = torch.stack([torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-    known = _prompts(str(backbone.pipeline))
-    cond = {"text": known[[draw % 3 for draw in draws] * copies]}
-    weight = torch.tensor([1.0 + draw % 5 for draw in draws])
-    return Batch(latents, cond, torch.full((len(draws),), 0.75), weight, tuple(map(str, draws)), tuple(draws))
-
-
-@cache
-def _prompts(pipeline: str) -> Tensor:
-    return load(Path(pipeline)).encode_prompts(PROMPTS)["text"]
-
-
-def item(points: Points, i: int) -> list[Tensor]:
-    """All that is said of one item."""
-    items = len(points.label)
-    rows = [i, i + items]
-    cond, label = points.cond["text"][rows], points.label[[i]]
-    return [points.x_t[rows], points.t[rows], points.target[rows], cond, label, points.weight[[i]]]
-
-
-def assert_same(found: list[Tensor], expected: list[Tensor], exactly: bool = False) -> None:
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, **({"rtol": 0, "atol": 0} if exactly else CLOSE))
 
 
 def test_the_experts_half_is_noised_with_fresh_noise_at_the_trajectorys_time(model):
@@ -182,122 +149,6 @@ def test_a_network_that_takes_the_guidance_scale_gets_it(pipeline):
     torch.testing.assert_close(made.target[3:], 3.5 * made.x_t[3:])
     made = ReplayBuffer(SHORT, backbone, Share(3))(given)
     torch.testing.assert_close(made.target[3:], made.x_t[3:])
-
-
-def run(
-    points: Replay, backbone: StableDiffusion, shares: list[Share], steps: int, first: list[ReplayBuffer] | None = None
-) -> tuple[list[list[Tensor]], list[ReplayBuffer]]:
-    """Points of every item of `steps` steps in the order of their places; the policy learns between the steps.
-
-    One buffer a process. They stand where `first` stands, else at the start.
-    """
-    buffers = first or [ReplayBuffer(points, backbone, share) for share in shares]
-    items, found = shares[0].size * shares[0].micros * shares[0].processes, []
-    begun = buffers[0].seen // shares[0].items
-    for step in range(begun, begun + steps):
-        here = {}
-        for buffer, share in zip(buffers, shares, strict=True):
-            places = share.places(share.process)
-            for micro in range(share.micros):
-                mine = places[micro * share.size : (micro + 1) * share.size]
-                draws = range(step * items + mine[0], step * items + mine[-1] + 1)
-                made = buffer(batch(backbone, draws, points.takes_pairs))
-                here |= {place: item(made, i) for i, place in enumerate(mine)}
-        found += [here[place] for place in range(items)]
-        torch.manual_seed(step)
-        learn(backbone, steps=1, rate=0.003)
-    return found, buffers
-
-
-def joined(buffers: list[ReplayBuffer]) -> dict[str, Tensor]:
-    """The state of several processes' buffers: what the first one gathers from all of them."""
-    parts = [{"count": buffer.kept.count, **buffer.kept.tensors} for buffer in buffers]
-
-    def gather(own: Tensor) -> Tensor:
-        (name,) = (name for name, value in parts[0].items() if value is own)
-        return torch.cat([part[name] for part in parts])
-
-    buffers[0].gather = gather
-    return buffers[0].state()
-
-
-KEEPING = replace(SHORT, trajectories=3, refresh_steps=2, policy_copy_steps=2)
-MIXED = replace(KEEPING, offline_share=0.5)
-SPLITS = [[Share(2, 2)], [Share(2, 1, p, 2) for p in range(2)], [Share(1, 1, p, 4) for p in range(4)]]
-SPLITS += [[Share(1, 2, p, 2) for p in range(2)]]
-
-
-def test_a_share_is_the_places_that_its_micro_batches_take():
-    assert Share(2, 3).places(0) == [0, 1, 2, 3, 4, 5]
-    assert Share(2, 2, 1, 3).places(1) == [2, 3, 8, 9]
-    assert sorted(place for p in range(3) for place in Share(2, 2, 0, 3).places(p)) == list(range(12))
-
-
-@pytest.mark.parametrize("points", [SHORT, KEEPING, MIXED], ids=["published", "keeping", "mixed"])
-def test_the_split_of_the_effective_batch_changes_nothing(pipeline, points):
-    whole, _ = run(points, load(pipeline, trainable=True), [Share(4)], 4)
-    for split in SPLITS if points is MIXED else SPLITS[:1]:
-        parts, _ = run(points, load(pipeline, trainable=True), split, 4)
-        for ours, theirs in zip(parts, whole, strict=True):
-            assert_same(ours, theirs)
-
-
-@pytest.mark.parametrize(
-    ("points", "lora"),
-    [(SHORT, 0), (replace(SHORT, policy_copy_steps=3), 4), (KEEPING, 0), (MIXED, 4)],
-    ids=["published", "copying", "keeping", "mixed"],
-)
-def test_a_restored_buffer_goes_on_bit_by_bit(pipeline, tmp_path, points, lora):
-    backbone = load(pipeline, trainable=True, lora_rank=lora)
-    if lora:
-        torch.manual_seed(0)
-        learn(backbone, steps=1)  # new adapters change nothing yet
-    share = [Share(2, 2)]
-    _, buffers = run(points, backbone, share, 3)
-    save_file(buffers[0].state(), tmp_path / "replay.safetensors")
-    held = {name: value.clone() for name, value in backbone.net.state_dict().items()}
-    expected, _ = run(points, backbone, share, 2, buffers)
-
-    backbone.net.load_state_dict(held)
-    resumed = ReplayBuffer(points, backbone, share[0])
-    resumed.restore(load_file(tmp_path / "replay.safetensors"))
-    found, _ = run(points, backbone, share, 2, [resumed])
-    for ours, theirs in zip(found, expected, strict=True):
-        assert_same(ours, theirs, exactly=True)
-
-
-@pytest.mark.parametrize("points", [KEEPING, MIXED], ids=["keeping", "mixed"])
-def test_a_state_goes_to_another_split(pipeline, points):
-    backbone, two = load(pipeline, trainable=True), SPLITS[3]
-    _, buffers = run(points, backbone, two, 3)
-    state = joined(buffers)
-    held = {name: value.clone() for name, value in backbone.net.state_dict().items()}
-    expected, _ = run(points, backbone, two, 2, buffers)
-    for split in (SPLITS[0], SPLITS[2]):
-        backbone.net.load_state_dict(held)
-        resumed = [ReplayBuffer(points, backbone, share) for share in split]
-        for buffer in resumed:
-            buffer.restore(state)
-        found, _ = run(points, backbone, split, 2, resumed)
-        for ours, theirs in zip(found, expected, strict=True):
-            assert_same(ours, theirs)
-
-
-def test_a_lost_state_would_show(pipeline):
-    """The published code loses its buffer on save and on resume."""
-    backbone, share = load(pipeline, trainable=True), [Share(4)]
-    _, buffers = run(KEEPING, backbone, share, 3)
-    state = buffers[0].state()
-    assert {"step", "kept.x_t", "kept.count", "kept.cond.text", "kept.latents"} <= set(state)
-    forgetful = ReplayBuffer(KEEPING, backbone, share[0])
-    forgetful.restore({name: value for name, value in state.items() if not name.startswith("kept.")})
-    given = batch(backbone, range(12, 16))
-    assert not torch.equal(forgetful(given).x_t, buffers[0](given).x_t)
-
-
-def test_the_published_settings_keep_nothing(pipeline):
-    _, (buffer,) = run(SHORT, load(pipeline, trainable=True), [Share(2)], 2)
-    assert set(buffer.state()) == {"step"}
 
 
 @pytest.mark.parametrize("lora", [0, 4])
